@@ -1,0 +1,36 @@
+"""elastivid: video understanding under a compute budget.
+
+Importing this package loads neither torch nor av nor lancedb: public names are resolved when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elastivid.core.clip import Clip as Clip
+    from elastivid.core.point import OperatingPoint as OperatingPoint
+    from elastivid.core.point import Runtime as Runtime
+    from elastivid.core.point import Sampling as Sampling
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "Clip": "elastivid.core.clip",
+    "OperatingPoint": "elastivid.core.point",
+    "Runtime": "elastivid.core.point",
+    "Sampling": "elastivid.core.point",
+}
+
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'elastivid' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,41 @@
+"""Errors of the library. Every message says what was wrong, what was got, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ElastividError(Exception):
+    """Base of every error that elastivid raises on purpose."""
+
+
+class BudgetError(ElastividError, ValueError):
+    """A budget cannot be parsed, contradicts itself or cannot be met."""
+
+
+class PointError(ElastividError, ValueError):
+    """An operating point or a sampling is not valid, or names an axis the model does not have."""
+
+
+class WeightsError(ElastividError, ValueError):
+    """A weights file is missing, damaged, or does not fit the model."""
+
+
+class UnknownNameError(ElastividError, LookupError):
+    """A name is not known. The message lists the closest known names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(names)}.{hint}")
+
+
+class MissingExtraError(ElastividError, ImportError):
+    """An optional dependency is needed and not installed. The message holds the pip line."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package {package!r}, which is not installed; run: pip install 'elastivid[{extra}]'"
+        )

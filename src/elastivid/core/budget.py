@@ -1,0 +1,165 @@
+"""`Budget`: what may be spent. Every limit carries its denominator in its name.
+
+Budget.parse("5gmacs, 600MB")        at most 5 GMACs per clip and 600 MB above the weights
+Budget.parse("20x, batch 8")         at least 20 seconds of video per second, clips in batches of 8
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from elastivid.core.errors import BudgetError
+
+# unit as written -> (field, factor from the unit to the field's own)
+_UNITS = {
+    "mmacs": ("gmacs_per_clip", 1e-3),
+    "gmacs": ("gmacs_per_clip", 1.0),
+    "tmacs": ("gmacs_per_clip", 1e3),
+    "ms": ("milliseconds_per_clip", 1.0),
+    "s": ("milliseconds_per_clip", 1e3),
+    "x": ("realtime_factor", 1.0),
+    "mb": ("state_megabytes", 1.0),
+    "gb": ("state_megabytes", 1e3),
+    "tokens": ("tokens_per_clip", 1.0),
+}
+_ALLOWED = (
+    "5gmacs (also mmacs, tmacs) or 40ms (also s) per clip, 20x realtime, 600MB (also GB) above the weights, "
+    "total 600MB including the weights, 512tokens per clip, batch 8"
+)
+_NUMBER = r"[-+]?(?:[\d.][\d._]*(?:e[-+]?\d+)?|nan|inf)"
+_LIMIT = re.compile(rf"(?P<total>total\s+)?(?P<number>{_NUMBER})\s*(?P<unit>[a-z]*)")
+_BATCH = re.compile(r"batch\s*(?P<number>\S+)")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on what one clip may cost. `None` means no limit; at least one limit must be given.
+
+    Args:
+        gmacs_per_clip: most billions of multiply-accumulates per clip.
+        milliseconds_per_clip: longest time per clip: latency at batch 1, time of the batch divided by its size else.
+        realtime_factor: fewest seconds of video per second of time, decoding included.
+        state_megabytes: most megabytes (10^6 bytes) of state and peak activations above the weights.
+        total_megabytes: the same with the weights.
+        tokens_per_clip: most tokens per clip.
+        batch: clips that run together; 1 states latency, more states throughput.
+
+    Raises:
+        BudgetError: a limit is not a positive finite number, there is no limit, or the memory limits contradict.
+    """
+
+    gmacs_per_clip: float | None = None
+    milliseconds_per_clip: float | None = None
+    realtime_factor: float | None = None
+    state_megabytes: float | None = None
+    total_megabytes: float | None = None
+    tokens_per_clip: int | None = None
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in self.limits().items():
+            if not (math.isfinite(value) and value > 0):
+                raise BudgetError(f"{name} must be a finite number > 0, got {value:g}; leave it out for no limit")
+        if not self.limits():
+            raise BudgetError(f"a budget needs at least one limit; allowed: {_ALLOWED}")
+        for name in ("tokens_per_clip", "batch"):
+            value = getattr(self, name)
+            if value is not None and (value != int(value) or value < 1):
+                raise BudgetError(f"{name} must be a whole number >= 1, got {value}")
+        if self.state_megabytes and self.total_megabytes and self.state_megabytes > self.total_megabytes:
+            raise BudgetError(
+                f"total {self.total_megabytes:g}MB includes what lies above the weights, so it cannot be less than "
+                f"{self.state_megabytes:g}MB above the weights; raise the total or drop one of the two"
+            )
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether times are those of one clip alone (batch 1)."""
+        return self.batch == 1
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by field name; `batch` is not a limit."""
+        fields = (
+            "gmacs_per_clip",
+            "milliseconds_per_clip",
+            "realtime_factor",
+            "state_megabytes",
+            "total_megabytes",
+            "tokens_per_clip",
+        )
+        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """The budget that `text` states, such as "5gmacs", "40ms", "20x", "total 2GB, 512tokens", "40ms, batch 8".
+
+        Limits are separated by commas; upper and lower case are the same.
+
+        Raises:
+            BudgetError: a part cannot be read, a unit is unknown, a limit is given twice, not finite or not > 0.
+        """
+        values: dict[str, float] = {}
+        for part in text.split(","):
+            part = part.strip()
+            name, value = _parse_part(part, text)
+            if name in values:
+                raise BudgetError(f"{name} is given twice in {text!r}; state one value")
+            values[name] = value
+        tokens, batch = values.pop("tokens_per_clip", None), values.pop("batch", 1)
+        return cls(**values, tokens_per_clip=_whole("tokens_per_clip", tokens), batch=_whole("batch", batch) or 0)
+
+    def __str__(self) -> str:
+        """Text that `parse` reads back to an equal budget."""
+        patterns = {
+            "gmacs_per_clip": "{}gmacs",
+            "milliseconds_per_clip": "{}ms",
+            "realtime_factor": "{}x",
+            "state_megabytes": "{}MB",
+            "total_megabytes": "total {}MB",
+            "tokens_per_clip": "{}tokens",
+        }
+        parts = [patterns[name].format(_number(value)) for name, value in self.limits().items()]
+        return ", ".join(parts if self.is_latency else [*parts, f"batch {self.batch}"])
+
+
+def _parse_part(part: str, text: str) -> tuple[str, float]:
+    """Field and value of one part of `text`."""
+    lowered = part.lower()
+    batch = _BATCH.fullmatch(lowered)
+    if batch:
+        return "batch", _to_float(batch["number"], part)
+    match = _LIMIT.fullmatch(lowered)
+    if not match:
+        raise BudgetError(f"cannot read {part!r} in budget {text!r}; allowed: {_ALLOWED}, separated by commas")
+    unit = match["unit"]
+    if unit not in _UNITS:
+        what = f"unknown unit {unit!r}" if unit else "no unit"
+        raise BudgetError(f"{what} in {part!r}; allowed units: {', '.join(_UNITS)}; for example {_ALLOWED}")
+    name, factor = _UNITS[unit]
+    if match["total"]:
+        if name != "state_megabytes":
+            raise BudgetError(f"'total' goes with MB or GB only, got {part!r}; for example total 600MB")
+        name = "total_megabytes"
+    return name, _to_float(match["number"], part) * factor
+
+
+def _to_float(number: str, part: str) -> float:
+    try:
+        return float(number)
+    except ValueError:
+        raise BudgetError(f"cannot read the number {number!r} in {part!r}; write it like 40 or 2.5") from None
+
+
+def _whole(name: str, value: float | None) -> int | None:
+    if value is None:
+        return None
+    if not math.isfinite(value) or value != int(value):
+        raise BudgetError(f"{name} must be a whole number >= 1, got {value:g}")
+    return int(value)
+
+
+def _number(value: float) -> str:
+    """Shortest text that reads back as the same number."""
+    return str(int(value)) if value == int(value) and value < 1e15 else repr(float(value))

@@ -1,0 +1,143 @@
+"""`Tokens`: features that travel with their places, so that selecting, merging and padding cannot lose them.
+
+Letters: B batch, P prefix tokens (CLS and the like, they have no place), N all tokens, M = N - P placed tokens,
+D channels, K kept tokens, T' H' W' grid of patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a batch of clips. `coords`, `sizes` and `valid` describe the placed tokens only.
+
+    Args:
+        x: features (B, N, D); the first `num_prefix` tokens have no place.
+        coords: float places (B, M, 3) as (t, y, x) in units of grid cells, M = N - num_prefix.
+        grid: grid (T', H', W') the places refer to; after selection it is larger than M.
+        sizes: how many patches each placed token stands for, (B, M); `None` means one each.
+        num_prefix: tokens at the front without a place.
+        times_seconds: presentation time of each of the T' steps of the grid, (B, T'); `None` when unknown.
+        valid: bool (B, M), false for padding; `None` means every token counts. A mask costs attention time, so
+            `None` is not the same as all true.
+
+    Raises:
+        ValueError: shapes disagree; the message names the field, what it has and what it needs.
+        TypeError: `coords` is not floating or `valid` is not bool.
+    """
+
+    x: Tensor
+    coords: Tensor
+    grid: tuple[int, int, int]
+    sizes: Tensor | None = None
+    num_prefix: int = 0
+    times_seconds: Tensor | None = None
+    valid: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.x.ndim != 3:
+            raise ValueError(f"Tokens.x must have shape (B, N, D), got {tuple(self.x.shape)}")
+        batch, count, _ = self.x.shape
+        if not 0 <= self.num_prefix <= count:
+            raise ValueError(f"Tokens.num_prefix must be 0 to {count} (tokens in x), got {self.num_prefix}")
+        if len(self.grid) != 3 or min(self.grid) < 1:
+            raise ValueError(f"Tokens.grid must be (T', H', W'), each >= 1, got {self.grid}")
+        placed = count - self.num_prefix
+        _need_shape("coords", self.coords, (batch, placed, 3))
+        _need_shape("sizes", self.sizes, (batch, placed))
+        _need_shape("valid", self.valid, (batch, placed))
+        _need_shape("times_seconds", self.times_seconds, (batch, self.grid[0]))
+        if not self.coords.is_floating_point():
+            raise TypeError(f"Tokens.coords must be floating, got {self.coords.dtype}; call .float()")
+        if self.valid is not None and str(self.valid.dtype) != "torch.bool":
+            raise TypeError(f"Tokens.valid must be bool, got {self.valid.dtype}")
+
+    @property
+    def num_placed(self) -> int:
+        """Tokens with a place, M; padding included."""
+        return self.x.shape[1] - self.num_prefix
+
+    def gather(self, indices: Tensor) -> Tokens:
+        """The placed tokens at `indices` (B, K), in that order, behind the unchanged prefix.
+
+        Args:
+            indices: int64 positions among the placed tokens, 0 to M - 1, one row per clip.
+
+        Returns:
+            Tokens with x (B, P + K, D) and coords, sizes, valid of length K.
+
+        Raises:
+            ValueError: `indices` is not (B, K).
+            IndexError: an index lies outside 0 to M - 1.
+        """
+        batch, _, channels = self.x.shape
+        if indices.ndim != 2 or indices.shape[0] != batch:
+            raise ValueError(f"indices must have shape (B, K) with B = {batch}, got {tuple(indices.shape)}")
+        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.num_placed):
+            raise IndexError(
+                f"indices must lie in 0 to {self.num_placed - 1} (placed tokens, prefix not counted), "
+                f"got {int(indices.min())} to {int(indices.max())}"
+            )
+        wide = (indices + self.num_prefix).unsqueeze(-1).expand(-1, -1, channels)  # (B, K) -> (B, K, D)
+        kept = self.x.gather(1, wide)  # (B, K, D)
+        if self.num_prefix:
+            kept = _cat(self.x[:, : self.num_prefix], kept)  # (B, P + K, D)
+        return replace(
+            self,
+            x=kept,
+            coords=self.coords.gather(1, indices.unsqueeze(-1).expand(-1, -1, 3)),  # (B, K, 3)
+            sizes=None if self.sizes is None else self.sizes.gather(1, indices),  # (B, K)
+            valid=None if self.valid is None else self.valid.gather(1, indices),  # (B, K)
+        )
+
+    def pad(self, num_placed: int) -> Tokens:
+        """Zero tokens appended until there are `num_placed`, marked invalid; unchanged when there are already.
+
+        Returns:
+            Tokens with x (B, P + num_placed, D). Padding has features, places and sizes of zero.
+
+        Raises:
+            ValueError: there are more placed tokens than `num_placed`.
+        """
+        missing = num_placed - self.num_placed
+        if missing < 0:
+            raise ValueError(f"cannot pad {self.num_placed} placed tokens to {num_placed}; use gather to drop tokens")
+        if missing == 0:
+            return self
+        batch, _, channels = self.x.shape
+        valid = self.coords.new_ones(batch, self.num_placed).bool() if self.valid is None else self.valid
+        sizes = self.sizes
+        return replace(
+            self,
+            x=_cat(self.x, self.x.new_zeros(batch, missing, channels)),  # (B, P + num_placed, D)
+            coords=_cat(self.coords, self.coords.new_zeros(batch, missing, 3)),  # (B, num_placed, 3)
+            sizes=None if sizes is None else _cat(sizes, sizes.new_zeros(batch, missing)),  # (B, num_placed)
+            valid=_cat(valid, valid.new_zeros(batch, missing)),  # (B, num_placed)
+        )
+
+    def __repr__(self) -> str:
+        extras = "".join(f", {name}" for name in ("sizes", "times_seconds", "valid") if getattr(self, name) is not None)
+        shape = "x".join(str(n) for n in self.x.shape)
+        grid = "x".join(str(n) for n in self.grid)
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"Tokens({shape} {kind}, {self.num_prefix} prefix, grid {grid}{extras})"
+
+
+def _need_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"Tokens.{name} must have shape {shape} to fit x, num_prefix and grid; got {tuple(tensor.shape)}"
+        )
+
+
+def _cat(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate along dimension 1."""
+    import torch
+
+    return torch.cat([first, second], dim=1)

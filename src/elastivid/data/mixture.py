@@ -1,0 +1,197 @@
+"""Training samples drawn from the synthetic world and, in a given share, from labelled clips.
+
+Every sample depends on (seed, index) alone, so a run can be repeated whatever the number of workers.
+
+Letters: B clips, T frames, H W pixels, M wrong texts per clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from elastivid.data.labelled import LabelledClips, cache_frames
+from elastivid.data.synthetic import Content, captions, hard_negatives, render_frames, sample_scene
+from elastivid.video.transforms import Transform
+
+CACHED_FRAMES = 16  # evenly spread frames kept of every labelled clip
+ASPECTS = (1.0, 4 / 3, 4 / 3, 16 / 9)  # aspect of the file that a square training frame was squashed from
+PROMPTS = ("{}", "a person {}", "someone {}", "a video of a person {}", "people {}", "the action of {}")
+GERUNDS = {
+    "brush_hair": "brushing hair",
+    "catch": "catching a ball",
+    "clap": "clapping hands",
+    "climb_stairs": "climbing stairs",
+    "golf": "playing golf",
+    "jump": "jumping",
+    "kick_ball": "kicking a ball",
+    "pick": "picking something up",
+    "pour": "pouring a drink",
+    "pullup": "doing pull ups",
+    "push": "pushing something",
+    "run": "running",
+    "shoot_ball": "shooting a basketball",
+    "shoot_bow": "shooting a bow and arrow",
+    "shoot_gun": "shooting a gun",
+    "sit": "sitting down",
+    "stand": "standing up",
+    "swing_baseball": "swinging a baseball bat",
+    "throw": "throwing a ball",
+    "walk": "walking",
+    "wave": "waving a hand",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip with a text that describes it and texts that do not.
+
+    Args:
+        video: float (T, 3, H, W), through the transform.
+        text: a true caption.
+        hard_texts: captions that are wrong in one respect.
+        key: what the clip shows, to tell when the text of one sample also describes another.
+    """
+
+    video: Tensor
+    text: str
+    hard_texts: tuple[str, ...]
+    key: tuple[Any, ...]
+
+
+class Mixture(Dataset):
+    """Samples of the world and of labelled clips; see the module's text.
+
+    Args:
+        config: sizes, seed and shares.
+        transform: the model's transform; its size is replaced by that of `config`.
+        clips: labelled clips, needed when `config.real_share` is above 0.
+        cache: folder for their decoded frames.
+    """
+
+    def __init__(
+        self, config: MixtureConfig, transform: Transform, clips: LabelledClips | None = None, cache: Path | None = None
+    ) -> None:
+        self.config = config
+        self.transform = replace(transform, size=config.size)
+        self.frames: np.ndarray | None = None
+        if config.real_share > 0:
+            if clips is None or cache is None:
+                raise ValueError("real_share is above 0, so labelled clips and a cache folder are needed")
+            self.clips = clips
+            self.frames = cache_frames(clips, cache / "labelled-192.npy", frames=CACHED_FRAMES, size=192)
+            self.allowed = np.flatnonzero(clips.folds() != config.leave_out)
+
+    def __len__(self) -> int:
+        return self.config.length
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng((self.config.seed, index))
+        if self.frames is not None and rng.random() < self.config.real_share:
+            return self._real(rng)
+        return self._scene(rng)
+
+    def _scene(self, rng: np.random.Generator) -> Sample:
+        config = self.config
+        kind = str(rng.choice(["single", "sequence", "pair"], p=[0.4, 0.3, 0.3]))
+        scene = sample_scene(rng, split="train", kind=kind, aspect=float(rng.choice(ASPECTS)))
+        step = 4.0 / config.frames
+        times = (np.arange(config.frames) + 0.5) * step + rng.uniform(-0.5, 0.5)
+        frames = render_frames(scene, times.clip(0, None), config.size)
+        wrong = hard_negatives(scene, rng, config.hard_texts, split="train")
+        return Sample(
+            video=self.transform(frames),
+            text=captions(scene, rng),
+            hard_texts=tuple(text for _, text in wrong),
+            key=scene.content,
+        )
+
+    def _real(self, rng: np.random.Generator) -> Sample:
+        assert self.frames is not None
+        config, row = self.config, int(rng.choice(self.allowed))
+        label = self.clips.labels[row]
+        jitter = rng.uniform(0, 1, config.frames)
+        low = rng.uniform(0, 0.3)
+        places = low + (rng.uniform(low + 0.6, 1.0) - low) * (np.arange(config.frames) + jitter) / config.frames
+        video = self.frames[row, np.minimum((places * CACHED_FRAMES).astype(int), CACHED_FRAMES - 1)]
+        video = _random_crop(video, rng)
+        video = _recolour(video, rng)
+        others = rng.permutation([c for c in self.clips.classes if c != label])[: config.hard_texts]
+        prompt = str(rng.choice(PROMPTS))
+        return Sample(
+            video=self.transform(video),
+            text=prompt.format(GERUNDS[label]),
+            hard_texts=tuple(str(rng.choice(PROMPTS)).format(GERUNDS[c]) for c in others),
+            key=(label,),
+        )
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """What a `Mixture` draws.
+
+    Args:
+        length: number of samples.
+        seed: samples depend on this and their index.
+        size: side of the square frames in pixels.
+        frames: frames per clip.
+        hard_texts: wrong texts per clip.
+        real_share: probability that a sample is a labelled clip.
+        leave_out: fold of sources that is never drawn; -1 draws all.
+    """
+
+    length: int
+    seed: int = 0
+    size: int = 168
+    frames: int = 8
+    hard_texts: int = 8
+    real_share: float = 0.0
+    leave_out: int = -1
+
+
+def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
+    """Whether what `text` says happens in `clip`: its parts occur there in this order (speeds aside)."""
+    parts = iter(clip)
+    return all(any(_plain(part) == _plain(other) for other in parts) for part in text)
+
+
+def collate(samples: Sequence[Sample]) -> dict[str, Any]:
+    """A batch: `video` (B, T, 3, H, W), `texts` [B], `hard_texts` [B][M], `same` (B, B) bool for the loss."""
+    keys = [s.key for s in samples]
+    return {
+        "video": torch.stack([s.video for s in samples]),  # (B, T, 3, H, W)
+        "texts": [s.text for s in samples],
+        "hard_texts": [list(s.hard_texts) for s in samples],
+        "same": torch.tensor([[describes(text, clip) for text in keys] for clip in keys]),  # (B, B)
+    }
+
+
+def _plain(part: Any) -> Any:
+    return (part.colour, part.shape, part.motion) if not isinstance(part, str) else part
+
+
+def _random_crop(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random rectangle of at least 60 % of each side, flipped half of the time: (T, H, W, 3) to (T, h, w, 3)."""
+    side = video.shape[1]
+    h, w = (int(side * rng.uniform(0.6, 1.0)) for _ in range(2))
+    y, x = int(rng.integers(side - h + 1)), int(rng.integers(side - w + 1))
+    cropped = video[:, y : y + h, x : x + w]
+    return cropped[:, :, ::-1] if rng.random() < 0.5 else cropped
+
+
+def _recolour(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random contrast, brightness and, at times, grey: (T, H, W, 3) uint8."""
+    out = (video.astype(np.float32) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
+    if rng.random() < 0.2:
+        out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
+    return out.clip(0, 255).astype(np.uint8)
+
+
+__all__ = ["GERUNDS", "Content", "Mixture", "MixtureConfig", "Sample", "collate", "describes"]

@@ -1,0 +1,61 @@
+"""Multi-head self-attention with normalised queries and keys and a local position term.
+
+Letters: B batch, N tokens, D channels, A heads, K channels of one head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelAffine(nn.Module):
+    """Scale and shift of every channel, x * weight + bias: a depth-wise convolution with a kernel of one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return torch.addcmul(self.bias, x, self.weight)
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(K)) V + local(V), projected.
+
+    Queries and keys pass an RMSNorm over all channels before they are cut into heads (InternVideo2,
+    arXiv 2403.15377). `local` is the local half of FluxViT's position encoding (arXiv 2503.14237).
+    Cost: 4 N D^2 + 2 N^2 D multiply-accumulates.
+
+    Args:
+        dim: channels D.
+        num_heads: heads A; D must be divisible by A.
+        local: add the scaled and shifted values to the attention's result before the projection.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, local: bool = False) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.k_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.local = ChannelAffine(dim) if local else None
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D)."""
+        b, n, d = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q, k = self.q_norm(q), self.k_norm(k)
+        heads = [y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v)]  # (B, A, N, K)
+        out = F.scaled_dot_product_attention(*heads)
+        out = out.transpose(1, 2).reshape(b, n, d)  # (B, A, N, K) -> (B, N, D)
+        if self.local is not None:
+            out = out + self.local(v)
+        projected: Tensor = self.proj(out)
+        return projected

@@ -1,0 +1,84 @@
+"""A pre-norm transformer block.
+
+Letters: B batch, N tokens, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastivid.layers.attention import Attention
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear. Cost: 2 N D H multiply-accumulates for `hidden_dim` H."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, D) to (B, N, D)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """x + s1 * attention(norm(x)), then x + s2 * mlp(norm(x)), with learned channel scales s1 and s2.
+
+    Args:
+        dim: channels D.
+        num_heads: attention heads.
+        mlp_ratio: hidden channels of the MLP over D.
+        layer_scale: initial value of the channel scales.
+        drop_path: probability that a sample skips a residual branch in training.
+        local: give the attention its local position term.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 1e-5,
+        drop_path: float = 0.0,
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads, local=local)
+        self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.norm2 = nn.RMSNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.drop_path = drop_path
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D)."""
+        x = x + self._dropped(self.scale1 * self.attn(self.norm1(x)))
+        return x + self._dropped(self.scale2 * self.mlp(self.norm2(x)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep  # (B, 1, 1)
+        return branch * mask / keep
+
+
+def initialise_block(block: Block, layer: int) -> None:
+    """Truncated normal weights (std 0.02); both output projections divided by sqrt(2 * layer), layer from 1."""
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
+        block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))

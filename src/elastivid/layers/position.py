@@ -1,0 +1,70 @@
+"""Position tables: three-dimensional sine-cosine codes and resizing of a table to another grid.
+
+Letters: T frames, H W grid rows and columns, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sincos(positions: Tensor, dim: int) -> Tensor:
+    """Sine-cosine code of scalar positions: first half sines, second half cosines.
+
+    Args:
+        positions: (N,) places on one axis.
+        dim: even number of channels; frequencies are 10000^(-2i/dim).
+
+    Returns:
+        (N, dim) float32.
+    """
+    if dim % 2:
+        raise ValueError(f"sincos needs an even number of channels, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim / 2))
+    angles = positions.to(torch.float64)[:, None] * frequencies  # (N, dim/2)
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (N, dim)
+
+
+def sincos_3d(grid: tuple[int, int, int], dim: int) -> Tensor:
+    """Code of a (T, H, W) grid: the first quarter of the channels is time, then columns, then rows.
+
+    Returns:
+        (T*H*W, dim) float32, in time-major, row-major order.
+    """
+    frames, rows, columns = grid
+    time_dim = dim // 4
+    space_dim = dim - time_dim
+    if dim % 8 or (space_dim // 2) % 2:
+        raise ValueError(f"sincos_3d needs a number of channels divisible by 8, got {dim}")
+    t = sincos(torch.arange(frames), time_dim)[:, None, None].expand(-1, rows, columns, -1)
+    y = sincos(torch.arange(rows), space_dim // 2)[None, :, None].expand(frames, -1, columns, -1)
+    x = sincos(torch.arange(columns), space_dim // 2)[None, None].expand(frames, rows, -1, -1)
+    return torch.cat([t, x, y], dim=-1).reshape(-1, dim)  # (T, H, W, D) -> (T*H*W, D)
+
+
+def resize_table(table: Tensor, native: tuple[int, int, int], wanted: tuple[int, int, int]) -> Tensor:
+    """Resize a position table to another grid: time linearly, space bicubically (`align_corners=False`).
+
+    Args:
+        table: (T*H*W, D) for the `native` grid.
+        native: (T, H, W) of the table.
+        wanted: (T', H', W') to resize to.
+
+    Returns:
+        (T'*H'*W', D); the table itself when the grids are equal.
+    """
+    if native == wanted:
+        return table
+    (t, h, w), (t2, h2, w2) = native, wanted
+    dim = table.shape[-1]
+    if t != t2:
+        lines = table.reshape(t, h * w, dim).permute(1, 2, 0)  # (H*W, D, T)
+        lines = F.interpolate(lines, size=t2, mode="linear", align_corners=False)
+        table = lines.permute(2, 0, 1).reshape(t2 * h * w, dim)  # (T'*H*W, D)
+    if (h, w) != (h2, w2):
+        planes = table.reshape(t2, h, w, dim).permute(0, 3, 1, 2)  # (T', D, H, W)
+        planes = F.interpolate(planes, size=(h2, w2), mode="bicubic", align_corners=False)
+        table = planes.permute(0, 2, 3, 1).reshape(t2 * h2 * w2, dim)  # (T'*H'*W', D)
+    return table

@@ -1,0 +1,56 @@
+"""Contrastive losses between clips and texts. Functions of tensors, never of models.
+
+Letters: B clips and their texts, M further texts, D channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def contrastive(
+    clips: Tensor,
+    texts: Tensor,
+    scale: Tensor | float,
+    *,
+    same: Tensor | None = None,
+    hard_texts: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE: every clip should find its text among all texts, every text its clip among all clips.
+
+    Also known as the CLIP loss (arXiv 2103.00020); `hard_texts` adds negatives as NegCLIP does (arXiv 2210.01936).
+
+    Args:
+        clips: (B, D) unit vectors.
+        texts: (B, D) unit vectors; row i describes clip i.
+        scale: factor on the cosines (the inverse temperature).
+        same: (B, B) bool, true where text j describes clip i just as well; such pairs off the diagonal count
+            neither as positive nor as negative.
+        hard_texts: (B, M, D) unit vectors of wrong texts for each clip; they stand in that clip's row only.
+
+    Returns:
+        Scalar: mean of the two directions.
+
+    Relations: without `same` and `hard_texts` and with B = 1 the loss is zero.
+    """
+    b = clips.shape[0]
+    logits = scale * clips @ texts.T  # (B, B)
+    if same is not None:
+        off_diagonal = same & ~torch.eye(b, dtype=torch.bool, device=same.device)
+        logits = logits.masked_fill(off_diagonal, float("-inf"))
+    target = torch.arange(b, device=clips.device)
+    rows = logits
+    if hard_texts is not None:
+        hard = scale * torch.einsum("bd,bmd->bm", clips, hard_texts)  # (B, M)
+        rows = torch.cat([logits, hard], dim=1)  # (B, B+M)
+    return 0.5 * (F.cross_entropy(rows, target) + F.cross_entropy(logits.T, target))
+
+
+def agreement(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth-L1 distance between unit vectors (B, D), without gradient to `teacher`.
+
+    FluxViT's self-distillation between token counts (arXiv 2503.14237): the larger count teaches the smaller.
+    """
+    return F.smooth_l1_loss(F.normalize(student, dim=-1), F.normalize(teacher.detach(), dim=-1), reduction="mean")

@@ -1,0 +1,295 @@
+"""FluxViT: one video transformer for any number of frames, any frame size and any token budget.
+
+Paper: "Make Your Training Flexible: Towards Deployment-Efficient Video Models", arXiv 2503.14237.
+
+    tokens   = patches(video) + GLPE_global(T, h, w)          every token gets its place first,
+    kept     = group-dynamic selection of K tokens            then the K that change most stay,
+    features = blocks([CLS, kept]);  embedding = attention pool(features)
+
+GLPE has a global half (a position table, scaled and shifted per channel, resized to the grid at hand) and a
+local half inside every attention (see `layers.attention`).
+
+Where we depart:
+- from the paper, as the released code does: RMSNorm where the text says LayerNorm in the dual patch norm, and
+  both GLPE convolutions have kernel 1x1x1, that is a scale and a shift per channel;
+- from the released code: batch 1 works, exactly K tokens are kept for every K (it drops the remainder), frames
+  need not be square or even in number, and retrieval models use one shared pool for all token counts where the
+  released classifiers hold one pool and classifier per count (chosen here by `head=`);
+- its alignment projections, used in training only, are not part of the model: the converter leaves them out.
+
+Cost per clip: N*588*D for N patches, depth * (12 (K+1) D^2 + 2 (K+1)^2 D), and the pool.
+
+Letters: B batch, T frames, C colour channels, H W pixels, h w grid, N patch tokens, K kept, D channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from elastivid.core.cost import Cost, attention_macs, block_macs, linear_macs
+from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.output import Output
+from elastivid.core.point import OperatingPoint
+from elastivid.core.state import State
+from elastivid.core.tokens import Tokens
+from elastivid.layers.attention import ChannelAffine
+from elastivid.layers.block import Block, initialise_block
+from elastivid.layers.embed import PatchEmbed, patch_coordinates
+from elastivid.layers.pool import AttentionPool
+from elastivid.layers.position import resize_table, sincos_3d
+from elastivid.models.base import VideoEncoder
+from elastivid.select.base import Selector
+from elastivid.select.motion import GroupDynamic
+
+
+@dataclass(frozen=True)
+class FluxViTConfig:
+    """Sizes of a FluxViT.
+
+    Args:
+        embed_dim, depth, num_heads: width D, number of blocks, attention heads per block.
+        patch_size: side of a patch in pixels.
+        num_frames, image_size: the grid of the position table; other clips use it resized.
+        mlp_ratio: hidden channels of an MLP over D.
+        pool_heads, pool_dim: heads of the attention pool and channels of the embedding.
+        num_pools: pools (and classifiers), one per token count; 1 for retrieval.
+        num_classes: classes of the classifier; 0 for none.
+        learned_positions: train the position table, else keep the sine-cosine code it starts from.
+        layer_scale, drop_path: initial residual scale; drop probability of the last block (linear in depth).
+    """
+
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    patch_size: int = 14
+    num_frames: int = 24
+    image_size: int = 252
+    mlp_ratio: float = 4.0
+    pool_heads: int = 16
+    pool_dim: int = 768
+    num_pools: int = 1
+    num_classes: int = 0
+    learned_positions: bool = True
+    layer_scale: float = 1e-5
+    drop_path: float = 0.0
+
+    def build(self) -> FluxViT:
+        """An untrained model of these sizes."""
+        return FluxViT(self)
+
+    @property
+    def table_grid(self) -> tuple[int, int, int]:
+        """Grid (T, h, w) of the position table."""
+        side = self.image_size // self.patch_size
+        return self.num_frames, side, side
+
+    @classmethod
+    def from_reference(cls, config: Mapping[str, Any]) -> FluxViTConfig:
+        """Our config for the constructor arguments of the released code.
+
+        Raises:
+            WeightsError: `config` holds a key this does not know.
+        """
+        known = {
+            "embed_dim": "embed_dim",
+            "depth": "depth",
+            "num_heads": "num_heads",
+            "patch_size": "patch_size",
+            "num_frames": "num_frames",
+            "img_size": "image_size",
+            "mlp_ratio": "mlp_ratio",
+            "attn_pool_num_heads": "pool_heads",
+            "clip_embed_dim": "pool_dim",
+            "num_classes": "num_classes",
+            "init_values": "layer_scale",
+            "drop_path_rate": "drop_path",
+        }
+        unknown = sorted(set(config) - set(known))
+        if unknown:
+            raise WeightsError(f"FluxViT reference config has unknown keys {unknown}; known: {sorted(known)}")
+        return cls(num_pools=3, **{known[key]: value for key, value in config.items()})
+
+    def cost(self, *, frames: int, size: int, tokens: int | None = None) -> Cost:
+        """Closed-form cost of one clip: `frames` squares of `size` pixels, `tokens` patch tokens kept."""
+        patches = frames * (size // self.patch_size) ** 2
+        kept = (patches if tokens is None else tokens) + 1
+        dim = self.embed_dim
+        macs = linear_macs(patches, 3 * self.patch_size**2, dim)
+        macs += self.depth * block_macs(kept, dim, self.mlp_ratio)
+        macs += 2 * linear_macs(kept, dim, dim) + linear_macs(1, dim, dim) + linear_macs(1, dim, self.pool_dim)
+        macs += attention_macs(1, kept, dim)
+        macs += linear_macs(1, self.pool_dim, self.num_classes)
+        widest = kept * dim * (2 + max(self.mlp_ratio, 3.0))  # residual, input and the widest hidden layer
+        embedding = patches * (3 * self.patch_size**2 + dim)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in FluxViT(self).parameters())
+        return Cost(macs=int(macs), parameter_bytes=4 * parameters, activation_bytes=int(4 * max(widest, embedding)))
+
+
+class FluxViT(VideoEncoder):
+    """The encoder; see the module's text. Build it from a `FluxViTConfig` or `PRESETS`."""
+
+    supported_axes: ClassVar[frozenset[str]] = frozenset({"tokens", "selector"})
+
+    def __init__(self, config: FluxViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, depth = config.embed_dim, config.depth
+        self.patch_embed = PatchEmbed(config.patch_size, dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        table = torch.cat([torch.zeros(1, dim), sincos_3d(config.table_grid, dim)])  # (1+N, D), CLS first
+        self.positions = nn.Parameter(table[None], requires_grad=config.learned_positions)
+        self.position_affine = ChannelAffine(dim)
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                config.num_heads,
+                mlp_ratio=config.mlp_ratio,
+                layer_scale=config.layer_scale,
+                drop_path=config.drop_path * layer / max(1, depth - 1),
+                local=True,
+            )
+            for layer in range(depth)
+        )
+        pools = range(config.num_pools)
+        self.pools = nn.ModuleList(AttentionPool(dim, config.pool_heads, config.pool_dim) for _ in pools)
+        self.pool_norm = nn.LayerNorm(config.pool_dim)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(config.pool_dim, config.num_classes) for _ in (pools if config.num_classes else ())
+        )
+        self.selector: Selector = GroupDynamic()
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in (self.patch_embed, self.pools, self.classifiers):
+            for layer in module.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=0.02)
+                    nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for index, block in enumerate(self.blocks, start=1):
+            initialise_block(block, index)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        video: Tensor,
+        *,
+        point: OperatingPoint | None = None,
+        state: State | None = None,
+        head: int = 0,
+    ) -> Output:
+        """Encode clips.
+
+        Args:
+            video: (B, T, 3, H, W) float; H and W multiples of the patch size, any T.
+            point: tokens to keep and, if not group-dynamic, the selector to use; `None` keeps all tokens.
+            state: FluxViT does not stream; must be `None`.
+            head: which pool (and classifier) reads the tokens, for models with one per token count.
+
+        Returns:
+            `embedding` (B, pool_dim) after the final norm; `logits` when there is a classifier; final tokens; taps
+            "pooled" (B, pool_dim) before the norm and "kept" (B, K) places of the kept tokens.
+
+        Raises:
+            PointError: the point names an axis FluxViT lacks or more tokens than there are, `head` does not exist,
+                or a state was given.
+            ValueError: `video` has the wrong shape.
+        """
+        point = point or OperatingPoint()
+        point.require_axes(self.supported_axes, "FluxViT")
+        if state is not None:
+            raise PointError("FluxViT has no streaming state; pass state=None")
+        if not 0 <= head < len(self.pools):
+            raise PointError(f"head must be 0 to {len(self.pools) - 1}, got {head}")
+        return self.encode(self.embed(video), point, head=head)
+
+    def embed(self, video: Tensor) -> Tokens:
+        """Patch tokens of clips with their places, before positions are added: what a selector scores.
+
+        Frames do not see each other here, so neighbouring windows may share the result.
+        """
+        p = self.config.patch_size
+        x = self.patch_embed(video)
+        grid = (video.shape[1], video.shape[3] // p, video.shape[4] // p)
+        coords = patch_coordinates(grid).to(x.device).expand(x.shape[0], -1, -1)  # (B, N, 3)
+        return Tokens(x=x, coords=coords, grid=grid)
+
+    def encode(self, tokens: Tokens, point: OperatingPoint, *, head: int = 0) -> Output:
+        """Select, place, transform and pool the tokens that `embed` returned; returns as `forward` does."""
+        placed = replace(tokens, x=tokens.x + self._table(tokens.grid)[None])
+        taps: dict[str, Tensor] = {}
+        if point.tokens is not None and point.tokens != tokens.x.shape[1]:
+            selector = point.selector or self.selector
+            taps["kept"] = selector.select(tokens, point.tokens)  # (B, K)
+            placed = placed.gather(taps["kept"])
+        cls = self.cls_token + self.positions[:, :1]  # (1, 1, D)
+        x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, D)
+        for block in self.blocks:
+            x = block(x)
+        taps["pooled"] = self.pools[head](x)
+        embedding = self.pool_norm(taps["pooled"])
+        logits = self.classifiers[head](embedding) if self.classifiers else None
+        return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x, num_prefix=1), taps=taps)
+
+    def _table(self, grid: tuple[int, int, int]) -> Tensor:
+        """Global positions (N, D) of a grid."""
+        return resize_table(self.position_affine(self.positions[0, 1:]), self.config.table_grid, grid)
+
+
+PRESETS = {
+    "tiny": FluxViTConfig(embed_dim=48, depth=3, num_heads=4, num_frames=8, image_size=70, pool_heads=4, pool_dim=32),
+    "nano": FluxViTConfig(
+        embed_dim=192, depth=6, num_heads=3, num_frames=8, image_size=168, pool_heads=4, pool_dim=256, layer_scale=0.1
+    ),
+    "small": FluxViTConfig(),
+    "base": FluxViTConfig(embed_dim=768, num_heads=12, num_frames=32, image_size=280),
+    "large": FluxViTConfig(embed_dim=1024, depth=24, num_heads=16, num_frames=32, image_size=280),
+}
+
+
+_RENAMED = {
+    "pos_embed": "positions",
+    "gpe_proj.depthwise_conv.": "position_affine.",
+    ".lpe.depthwise_conv.": ".local.",
+    "ls1.gamma": "scale1",
+    "ls2.gamma": "scale2",
+    "clip_projector.": "pools.",
+    "cross_attn.q.": "q.",
+    "cross_attn.k.": "k.",
+    "cross_attn.v.": "v.",
+    "cross_attn.q_bias": "q.bias",
+    "cross_attn.k_bias": "k.bias",
+    "cross_attn.v_bias": "v.bias",
+    "cross_attn.proj.": "proj.",
+    "norm1_": "norm_",
+    "fc_norm.": "pool_norm.",
+}
+_TRAINING_ONLY = "final_clip_decoder_for_projs."
+
+
+def convert_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict for one of the released code. Loading it strictly reports whatever does not fit."""
+    converted = {}
+    for name, value in state.items():
+        if name.startswith(_TRAINING_ONLY):
+            continue
+        ours = name
+        for old, new in _RENAMED.items():
+            ours = ours.replace(old, new)
+        if ours.startswith("head."):
+            ours = "classifiers." + ours.removeprefix("head.")
+        if ours == "patch_embed.proj.weight":
+            value = value.flatten(1)  # (D, 3, 1, P, P) -> (D, 3*P*P)
+        elif ours == "patch_embed.norm_before.weight":
+            side = math.isqrt(len(value) // 3)
+            value = value.reshape(side, side, 3).permute(2, 0, 1).flatten()  # (P, P, 3) -> (3, P, P) -> (3*P*P,)
+        elif name.endswith("depthwise_conv.weight"):
+            value = value.flatten()  # (D, 1, 1, 1, 1) -> (D,)
+        converted[ours] = value
+    return converted

@@ -1,0 +1,194 @@
+"""Names and files to models: `build`, `load`, `resolve`, and `save` for dual encoders.
+
+A weights file is one safetensors: tensors under `video.` and `text.` plus `log_scale`; metadata as JSON strings:
+`address`, `config`, `text_config`, `transform`, `space_id`, `licence`, `card`, `golden`. Floating tensors are stored
+in half precision and computed in single. `golden` is the embedding of a fixed clip: loading recomputes it, so a
+damaged file or a changed model is noticed at once.
+
+Importing this module does not load torch; `resolve` and `read_metadata` work without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elastivid.core.errors import UnknownNameError, WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+    from elastivid.models.base import DualEncoder
+    from elastivid.models.dual import FluxDual
+
+ALIASES = {"nano": "nano.safetensors"}  # files shipped in this folder
+
+
+def families() -> list[str]:
+    """Names of the modules under `elastivid.models` that offer presets."""
+    import elastivid.models as package
+
+    found = []
+    for module in pkgutil.iter_modules(package.__path__):
+        source = (Path(package.__path__[0]) / f"{module.name}.py").read_text(encoding="utf-8")
+        if "\nPRESETS" in source:
+            found.append(module.name)
+    return found
+
+
+def build(address: str) -> torch.nn.Module:
+    """An untrained model: `build("fluxvit/small")` is `elastivid.models.fluxvit.PRESETS["small"].build()`.
+
+    Raises:
+        UnknownNameError: no such family or preset; the message lists what there is.
+    """
+    family, _, preset = address.partition("/")
+    if family not in families():
+        raise UnknownNameError("model family", family, families())
+    presets = importlib.import_module(f"elastivid.models.{family}").PRESETS
+    if preset not in presets:
+        raise UnknownNameError(f"preset of {family}", preset, presets)
+    model: torch.nn.Module = presets[preset].build()
+    return model
+
+
+def resolve(address: str) -> Path:
+    """The file that holds the weights of `address`: a shipped name or a path to a `.safetensors` file.
+
+    Raises:
+        UnknownNameError: neither a shipped name nor a path.
+        WeightsError: the file does not exist.
+    """
+    if address in ALIASES:
+        path = Path(__file__).parent / ALIASES[address]
+    elif address.endswith(".safetensors"):
+        path = Path(address).expanduser()
+    else:
+        raise UnknownNameError("weights (a shipped name or a path that ends in .safetensors)", address, ALIASES)
+    if not path.is_file():
+        raise WeightsError(f"no weights file at {path}; check the path or reinstall the package")
+    return path
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Metadata of a weights file, parsed from JSON.
+
+    Raises:
+        WeightsError: the file is not a safetensors file of ours.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            raw = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"cannot read weights from {path}: {error}; the file is damaged or of another kind"
+        ) from error
+    if "address" not in raw:
+        raise WeightsError(
+            f"{path} holds no elastivid metadata; it may be another program's file and needs a converter"
+        )
+    return {key: json.loads(value) for key, value in raw.items()}
+
+
+def load(address: str) -> DualEncoder:
+    """The trained dual encoder of `address`, in evaluation mode on the CPU.
+
+    Args:
+        address: "nano", or the path of a file that `save` wrote.
+
+    Raises:
+        UnknownNameError, WeightsError: see `resolve` and `read_metadata`; also when tensors are missing, unknown or
+            misshapen, or the golden embedding does not come out.
+    """
+    from safetensors.torch import load_file
+
+    from elastivid.models.dual import FluxDual, FluxDualConfig
+    from elastivid.models.fluxvit import FluxViTConfig
+    from elastivid.models.text import TextConfig
+    from elastivid.video.transforms import Transform
+
+    path = resolve(address)
+    metadata = read_metadata(path)
+    config = FluxDualConfig(
+        video=FluxViTConfig(**metadata["config"]["video"]), text=TextConfig(**metadata["config"]["text"])
+    )
+    model = FluxDual(config, Transform.from_dict(metadata["transform"]), name=address)
+    stored = load_file(path)
+    _check_keys(path, model.state_dict(), stored)
+    model.load_state_dict(stored, strict=True)
+    model.eval()
+    _check_golden(path, model, metadata)
+    return model
+
+
+def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[str, Any]) -> None:
+    """Write `model` to one file. The model's own weights are rounded to half precision, as loading will see them.
+
+    Args:
+        model: the dual encoder; rounded in place so that its `space_id` is that of the file.
+        path: where to write; replaced atomically.
+        address: name under which it is published, such as "dual/nano@v1".
+        licence: SPDX expression of the weights.
+        card: how it was trained, on what, and what it measures; JSON values.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    model.eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.half().float())
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    metadata = {
+        "address": address,
+        "config": dataclasses.asdict(model.config),
+        "text_config": dataclasses.asdict(model.config.text),
+        "transform": model.transform.to_dict(),
+        "space_id": model.space_id,
+        "licence": licence,
+        "card": card,
+        "golden": golden_embedding(model),
+    }
+    partial = path.with_suffix(".partial")
+    save_file(state, partial, metadata={key: json.dumps(value) for key, value in metadata.items()})
+    partial.replace(path)
+
+
+def golden_embedding(model: FluxDual) -> list[float]:
+    """Embedding of a fixed clip (four frames of moving waves), rounded to six decimals."""
+    import torch
+
+    side = 4 * model.config.video.patch_size
+    t, y, x = torch.meshgrid(torch.arange(4.0), torch.arange(float(side)), torch.arange(float(side)), indexing="ij")
+    waves = torch.stack([torch.sin(x / 5 + t), torch.cos(y / 7 - t), torch.sin((x + y) / 9)], dim=1)  # (4, 3, H, W)
+    with torch.no_grad():
+        return [round(v, 6) for v in model.embed_clips(waves[None])[0].tolist()]
+
+
+def _check_keys(path: Path, wanted: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]) -> None:
+    missing = sorted(set(wanted) - set(stored))
+    unknown = sorted(set(stored) - set(wanted))
+    shapes = [
+        f"{name}: file {tuple(stored[name].shape)}, model {tuple(wanted[name].shape)}"
+        for name in sorted(set(wanted) & set(stored))
+        if stored[name].shape != wanted[name].shape
+    ]
+    if missing or unknown or shapes:
+        raise WeightsError(f"{path} does not fit the model; missing {missing}, unknown {unknown}, misshapen {shapes}")
+
+
+def _check_golden(path: Path, model: FluxDual, metadata: dict[str, Any]) -> None:
+    got, wanted = golden_embedding(model), metadata["golden"]
+    worst = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
+    if worst > 1e-3:
+        raise WeightsError(
+            f"{path} loads, but its golden clip embeds {worst:.2g} away from the stored embedding (allowed 1e-3): "
+            "the file is damaged or was written by another version of elastivid"
+        )

@@ -1,0 +1,170 @@
+"""FluxViT: parity with the released code, and the invariances that make it elastic."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from elastivid.core.cost import measured_macs
+from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.point import OperatingPoint
+from elastivid.models.fluxvit import PRESETS, FluxViTConfig, convert_reference
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return replace(TINY, layer_scale=1.0, num_classes=5).build().eval()
+
+
+def clip(frames=8, height=70, width=70, batch=2, seed=0):
+    return torch.randn(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_equals_the_released_code_on_every_golden_case(golden):
+    tensors, metadata = golden("fluxvit_tiny")
+    parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    reference = FluxViTConfig.from_reference(json.loads(metadata["config"])).build().eval()
+    reference.load_state_dict(convert_reference(parameters), strict=True)
+    for i, case in enumerate(json.loads(metadata["cases"])):
+        video = tensors[f"case{i}.video"].float().transpose(1, 2)  # (B, 3, T, H, W) -> (B, T, 3, H, W)
+        keep = tensors[f"case{i}.keep"].bool()
+        with torch.no_grad():
+            out = reference(video, point=OperatingPoint(tokens=case["kept"]), head=case["head"])
+        kept = out.taps.get("kept", torch.arange(keep.shape[1]).expand(len(keep), -1))
+        assert torch.equal(torch.zeros_like(keep).scatter(1, kept, True), keep), f"case {i}: other tokens kept"
+        assert (out.taps["pooled"] - tensors[f"case{i}.feature"]).abs().max() < 1e-5, f"case {i}: feature"
+        assert (out.logits - tensors[f"case{i}.logits"]).abs().max() < 1e-5, f"case {i}: logits"
+
+
+def test_converter_refuses_what_it_does_not_know(golden):
+    tensors, metadata = golden("fluxvit_tiny")
+    parameters = {k.removeprefix("param."): v for k, v in tensors.items() if k.startswith("param.")}
+    parameters["surprise"] = torch.zeros(1)
+    with pytest.raises(RuntimeError, match="surprise"):
+        FluxViTConfig.from_reference(json.loads(metadata["config"])).build().load_state_dict(
+            convert_reference(parameters)
+        )
+    with pytest.raises(WeightsError, match="unknown keys"):
+        FluxViTConfig.from_reference({"embed_dim": 48, "colour": "red"})
+
+
+@pytest.mark.parametrize(("frames", "height", "width"), [(8, 70, 70), (1, 56, 56), (5, 42, 84), (16, 28, 28)])
+def test_takes_any_frames_and_size(model, frames, height, width):
+    out = model(clip(frames, height, width))
+    assert out.embedding.shape == (2, 32)
+    assert out.logits.shape == (2, 5)
+    assert out.tokens.grid == (frames, height // 14, width // 14)
+
+
+def test_keeping_all_tokens_equals_no_selection(model):
+    video = clip()
+    with torch.no_grad():
+        assert torch.equal(model(video, point=OperatingPoint(tokens=200)).embedding, model(video).embedding)
+
+
+def test_keeping_all_but_one_differs_from_keeping_all(model):
+    with torch.no_grad():
+        assert not torch.allclose(model(clip(), point=OperatingPoint(tokens=50)).embedding, model(clip()).embedding)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 77, 199])
+def test_keeps_exactly_what_is_asked(model, tokens):
+    out = model(clip(), point=OperatingPoint(tokens=tokens))
+    assert out.taps["kept"].shape == (2, tokens)
+    assert out.tokens.x.shape == (2, tokens + 1, 48)
+    assert all(len(set(row.tolist())) == tokens for row in out.taps["kept"])
+
+
+def test_token_order_does_not_change_the_embedding(model):
+    """Positions travel with tokens: permuting tokens together with their places permutes nothing that is pooled."""
+
+    class Shuffled:
+        def select(self, tokens, keep):
+            n = tokens.x.shape[1]
+            return torch.randperm(n, generator=torch.Generator().manual_seed(1)).expand(len(tokens.x), -1)
+
+    video = clip()
+    tokens = model.embed(video)
+    straight = model.encode(tokens, OperatingPoint())
+    order = Shuffled().select(tokens, 200)
+    placed = replace(tokens, x=tokens.x + model._table(tokens.grid)).gather(order)
+    x = torch.cat([(model.cls_token + model.positions[:, :1]).expand(2, -1, -1), placed.x], 1)
+    for block in model.blocks:
+        x = block(x)
+    shuffled = model.pool_norm(model.pools[0](x))
+    assert torch.allclose(straight.embedding, shuffled, atol=1e-5)
+
+
+def test_each_clip_is_independent_of_its_batch(model):
+    video = clip(batch=3)
+    point = OperatingPoint(tokens=40)
+    with torch.no_grad():
+        whole = model(video, point=point).embedding
+        alone = torch.cat([model(one[None], point=point).embedding for one in video])
+    assert torch.allclose(whole, alone, atol=1e-5)
+
+
+def test_frame_order_matters(model):
+    video = clip()
+    with torch.no_grad():
+        assert not torch.allclose(model(video).embedding, model(video.flip(1)).embedding, atol=1e-3)
+
+
+def test_every_parameter_is_trained(model):
+    model.zero_grad()
+    out = model(clip(), point=OperatingPoint(tokens=60))
+    out.logits.square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_a_fixed_table_stays_fixed():
+    assert not replace(TINY, learned_positions=False).build().positions.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("point", "match"),
+    [(OperatingPoint(width=24), "no axis width"), (OperatingPoint(tokens=201), "cannot keep 201 tokens of 200")],
+)
+def test_refuses_points_it_cannot_serve(model, point, match):
+    with pytest.raises(PointError, match=match):
+        model(clip(), point=point)
+
+
+def test_refuses_wrong_input(model):
+    with pytest.raises(PointError, match="head must be 0 to 0, got 1"):
+        model(clip(), head=1)
+    with pytest.raises(ValueError, match="multiples of the patch size 14, got 71x70; resize to 70x70"):
+        model(clip(height=71))
+    with pytest.raises(ValueError, match=r"shape \(B, T, C, H, W\)"):
+        model(clip()[0])
+
+
+@pytest.mark.parametrize("tokens", [None, 60])
+def test_predicted_macs_equal_the_counter(model, tokens):
+    video = clip(batch=1)
+    with torch.no_grad():
+        counted = measured_macs(lambda: model(video, point=OperatingPoint(tokens=tokens)))
+    predicted = replace(TINY, num_classes=5).cost(frames=8, size=70, tokens=tokens).macs
+    assert abs(predicted / counted - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "giga"),
+    [
+        *[("small", 512, 13.3), ("small", 1024, 31.4), ("small", 2048, 82.1), ("small", 3072, 152)],
+        *[("base", 512, 48), ("base", 1024, 106), ("base", 2048, 251), ("base", 3072, 435)],
+    ],
+)
+def test_block_macs_equal_the_published_figures(preset, tokens, giga):
+    """The paper's GFLOPs per view (multiply-accumulates), blocks only: arXiv 2503.14237, table of budgets."""
+    config = PRESETS[preset]
+    blocks = config.cost(frames=24, size=252, tokens=tokens).macs - config.cost(frames=24, size=252, tokens=1).macs
+    one = replace(config, depth=0)
+    rest = one.cost(frames=24, size=252, tokens=tokens).macs - one.cost(frames=24, size=252, tokens=1).macs
+    assert abs((blocks - rest) / 1e9 / giga - 1) < 0.02

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from elastivid.core.point import OperatingPoint as OperatingPoint
     from elastivid.core.point import Runtime as Runtime
     from elastivid.core.point import Sampling as Sampling
+    from elastivid.search.index import Index as Index
+    from elastivid.weights.load import build as build
+    from elastivid.weights.load import load as load
 
 __version__ = "0.1.0"
 
@@ -21,6 +24,9 @@ _WHERE = {
     "OperatingPoint": "elastivid.core.point",
     "Runtime": "elastivid.core.point",
     "Sampling": "elastivid.core.point",
+    "Index": "elastivid.search.index",
+    "build": "elastivid.weights.load",
+    "load": "elastivid.weights.load",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]

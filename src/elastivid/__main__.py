@@ -1,0 +1,6 @@
+"""`python -m elastivid` is the command `elastivid`."""
+
+from elastivid.app.cli import main
+
+if __name__ == "__main__":
+    main()

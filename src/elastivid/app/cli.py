@@ -1,0 +1,156 @@
+"""The command `elastivid`: index, search, info, doctor, demo.
+
+Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from elastivid import __version__
+from elastivid.app.text import addresses, lines_of_add, lines_of_moments
+from elastivid.core.errors import ElastividError
+from elastivid.search.records import QueryError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="elastivid",
+    help="Search your videos in words, on your own machine, within the compute you have.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+IndexOption = Annotated[
+    Path, typer.Option("--index", envvar="ELASTIVID_INDEX", help="Folder of the index.", show_default=True)
+]
+DEFAULT_INDEX = Path("library.ev")
+
+
+def main() -> None:
+    """Run the command line; errors of the library become one line on stderr."""
+    try:
+        app()
+    except QueryError as error:
+        _fail(error, 2)
+    except ElastividError as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    print(f"elastivid: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"elastivid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def index(
+    sources: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders or files to index.")],
+    path: IndexOption = DEFAULT_INDEX,
+    model: Annotated[str | None, typer.Option(help="Shipped name or weights file [default: nano].")] = None,
+    decode: Annotated[
+        str | None, typer.Option(help="exact, or keyframes: coarse and much faster [default: exact].")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Read files again that failed before.")] = False,
+) -> None:
+    """Index folders of videos. Run it again after changes: only what is new or changed is read."""
+    from elastivid.app.progress import show_progress
+    from elastivid.search.index import Index
+
+    library = Index.open(path, model=model, sampling=_sampling(path, decode))
+    try:
+        with show_progress() as progress:
+            report = library.add(sources, progress=progress, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        print("\nelastivid: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print("\n".join(lines_of_add(report, library)))
+
+
+@app.command()
+def search(
+    query: Annotated[str | None, typer.Argument(help='What to look for: "a person juggling a ball".')] = None,
+    like: Annotated[str | None, typer.Option(help="Look for moments like this one: clip.mp4@12.5s")] = None,
+    top: Annotated[int, typer.Option(help="How many moments.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a report with pictures to this file.")] = None,
+    path: IndexOption = DEFAULT_INDEX,
+    model: Annotated[str | None, typer.Option(help="Model of the query [default: the one of the index].")] = None,
+) -> None:
+    """Find moments in indexed videos, in words or by example."""
+    from elastivid.search.index import Index
+
+    library = Index.open(path, model=model)
+    result = library.search_with_cost(query, like=like, top=top)
+    if html is not None:
+        from elastivid.search.report import write_report
+
+        write_report(html, [result], library)
+    if as_json:
+        print(json.dumps(addresses(result, library), indent=2))
+        return
+    print("\n".join(lines_of_moments(result)))
+    if html is not None:
+        print(f"report: {html}")
+
+
+@app.command()
+def info(target: Annotated[str, typer.Argument(help="A video file, a model (nano) or an index.")]) -> None:
+    """Say what a video file, a model or an index holds."""
+    from elastivid.app.info import describe
+
+    print("\n".join(describe(target)))
+
+
+@app.command()
+def doctor() -> None:
+    """Check this installation: versions, processor, codecs, what is missing and how to get it."""
+    from elastivid.app.info import diagnose
+
+    lines, healthy = diagnose()
+    print("\n".join(lines))
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    videos: Annotated[Path | None, typer.Option(help="Your own folder instead of the rendered library.")] = None,
+    query: Annotated[list[str] | None, typer.Option(help="Your own words; may be given several times.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the library, the index and report.html.")] = Path("demo"),
+    count: Annotated[int, typer.Option(help="How many videos to render.", min=1)] = 120,
+) -> None:
+    """Render a sample library, index it, search it, write report.html."""
+    from elastivid.app.demo import run_demo
+
+    run_demo(output, videos=videos, queries=query or [], count=count)
+
+
+def _sampling(path: Path, decode: str | None):  # type: ignore[no-untyped-def]
+    """The sampling that `--decode` asks for; None leaves it to the index."""
+    if decode is None:
+        return None
+    from elastivid.core.point import Sampling
+
+    return Sampling(decode=decode)

@@ -1,0 +1,65 @@
+"""Progress of indexing: a live bar on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from elastivid.app.text import short_path, span
+
+if TYPE_CHECKING:
+    from elastivid.search.indexing import Progress
+
+LINE_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[Progress], None]]:
+    """A callback for `Index.add` that shows files, share done, videos/s, x realtime and time left."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.fields[files]}"),
+        BarColumn(None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rest]}"),
+    )
+    with Bar(*columns, console=console, transient=True, expand=True) as bar:
+        task = bar.add_task("indexing", total=1.0, files="reading folders", rest="")
+
+        def show(progress: Progress) -> None:
+            share = progress.bytes_done / progress.bytes_total if progress.bytes_total else 0.0
+            files = f"{progress.files_done}/{progress.files_total} videos"
+            bar.update(task, completed=share, files=files, rest=escape(rates(progress)))
+
+        yield show
+
+
+class _Lines:
+    """Prints a readable line now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
+            self._last = time.monotonic()
+            files = f"{progress.files_done}/{progress.files_total} videos"
+            print(f"{files}, {rates(progress)}, at {short_path(progress.current)}", file=sys.stderr, flush=True)
+
+
+def rates(progress: Progress) -> str:
+    """Videos per second, x realtime and time left."""
+    eta = f", {span(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
+    per_second = progress.files_done / progress.elapsed_seconds if progress.elapsed_seconds else 0.0
+    return f"{per_second:.1f} videos/s, {progress.x_realtime:.0f}x realtime{eta}"

@@ -1,0 +1,97 @@
+"""What the commands print: plain lines that fit a terminal and a log file alike."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from elastivid.search.records import FileRecord, path_to_text, printable
+
+if TYPE_CHECKING:
+    from elastivid.search.index import AddReport, Index, SearchResult
+
+SHOWN_BAD_FILES = 20
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss.s`, from an hour on as `h:mm:ss.s`."""
+    tenths = round(seconds * 10)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    tail = f"{tenths // 10:02d}.{tenths % 10}"
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
+
+
+def span(seconds: float) -> str:
+    """A duration in words that suit its size."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def short_path(path: str) -> str:
+    """A path relative to the current folder when it lies inside, else as it is; printable."""
+    inside = path.startswith(os.path.join(os.getcwd(), ""))
+    return printable(os.path.relpath(path) if inside else path)
+
+
+def lines_of_moments(result: SearchResult) -> list[str]:
+    """One line per moment: score, place, times."""
+    if not result.moments:
+        return ["nothing found: the index holds no searchable windows"]
+    paths = [short_path(moment.path) for moment in result.moments]
+    width = min(max(len(path) for path in paths), 80)
+    lines = []
+    for number, (moment, path) in enumerate(zip(result.moments, paths, strict=True), start=1):
+        gone = "" if os.path.exists(moment.path) else "   (file is gone)"
+        times = f"{clock(moment.start_seconds)} - {clock(moment.end_seconds)}"
+        lines.append(f"{number:3d}  {moment.score:6.3f}  {path:<{width}}  {times}{gone}")
+    milliseconds = (result.embed_seconds + result.scan_seconds) * 1000
+    lines.append(f"{result.windows:,} windows searched in {milliseconds:.1f} ms")
+    return lines
+
+
+def addresses(result: SearchResult, index: Index) -> dict[str, Any]:
+    """A search result as values for JSON."""
+    return {
+        "query": result.query,
+        "index": path_to_text(str(index.path)),
+        "windows": result.windows,
+        "milliseconds": round((result.embed_seconds + result.scan_seconds) * 1000, 3),
+        "moments": [{**asdict(moment), "path": path_to_text(moment.path)} for moment in result.moments],
+    }
+
+
+def lines_of_add(report: AddReport, index: Index) -> list[str]:
+    """Summary of an indexing run: what was done, how fast, where the time went, which files are bad."""
+    read = report.indexed + len(report.bad)
+    lines = [
+        f"{read} files read, {report.unchanged} unchanged, {len(report.bad)} with trouble -> {printable(index.path)}"
+    ]
+    if report.windows:
+        lines.append(
+            f"{span(report.video_seconds)} of video, {report.windows} windows in {span(report.elapsed_seconds)}: "
+            f"{report.x_realtime:.0f}x realtime"
+        )
+        spent = report.spent
+        lines.append(
+            f"time: model {span(spent.load_seconds)}, encoding {span(spent.encode_seconds)}, waiting for frames "
+            f"{span(spent.wait_seconds)}, storing {span(spent.store_seconds)}; decoding "
+            f"{span(spent.decode_seconds)} beside that"
+        )
+    lines += _bad_lines("trouble", report.bad)
+    if report.still_bad:
+        lines.append(f"{len(report.still_bad)} unchanged files could not be read before (--retry-failed tries again)")
+    if report.missing:
+        lines.append(f"{len(report.missing)} files are gone: kept in the index, left out of results")
+    return lines
+
+
+def _bad_lines(label: str, records: list[FileRecord]) -> list[str]:
+    lines = [f"{label}: {short_path(r.path)}: {r.status}: {printable(r.reason)}" for r in records[:SHOWN_BAD_FILES]]
+    if len(records) > SHOWN_BAD_FILES:
+        lines.append(f"{label}: and {len(records) - SHOWN_BAD_FILES} more, listed by: elastivid info INDEX")
+    return lines

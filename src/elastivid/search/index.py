@@ -1,0 +1,377 @@
+"""`Index`: add folders, search them in words or by example.
+
+    index = Index.open("library.ev")
+    index.add("~/Videos")
+    for moment in index.search("juggling"):
+        print(moment.path, moment.start_seconds, moment.end_seconds, moment.score)
+
+Searching in words loads neither torch nor lancedb; `add` and searching by example load both torch and av.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from elastivid.core.point import OperatingPoint, Sampling
+from elastivid.search.library import compare, find_videos
+from elastivid.search.moments import Moment, find_moments
+from elastivid.search.records import FileRecord, LibraryError, QueryError, printable
+from elastivid.search.snapshot import WINDOW
+from elastivid.search.store import IndexedFile, Settings, Store, Writer
+
+if TYPE_CHECKING:
+    from elastivid.core.cost import Cost
+    from elastivid.search.indexing import Progress, Spent
+
+DEFAULT_MODEL = "nano"
+DEFAULT_POINT = OperatingPoint(tokens=256)
+
+
+class Encoder(Protocol):
+    """What an index needs of a model; `elastivid.models.base.DualEncoder` has it."""
+
+    name: str
+    dim: int
+    transform: Any
+
+    @property
+    def space_id(self) -> str: ...
+    def embed_clips(self, video: Any, *, point: OperatingPoint | None = None) -> Any: ...
+    def embed_texts(self, texts: Sequence[str]) -> Any: ...
+    def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost: ...
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What `Index.add` did.
+
+    Args:
+        indexed: files read completely.
+        unchanged: files that needed nothing, those known to be bad included.
+        bad: records of this run's partial, failed and crashed files, each with its reason.
+        still_bad: records of unchanged files that are partial or failed.
+        missing: files found gone from a folder that exists; kept in the index, left out of results.
+        windows: windows embedded.
+        video_seconds: duration of what was read.
+        elapsed_seconds: wall time.
+        spent: where the time went.
+    """
+
+    indexed: int
+    unchanged: int
+    bad: list[FileRecord]
+    still_bad: list[FileRecord]
+    missing: list[FileRecord]
+    windows: int
+    video_seconds: float
+    elapsed_seconds: float
+    spent: Spent
+
+    @property
+    def x_realtime(self) -> float:
+        """Seconds of video per second of work."""
+        return self.video_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Moments together with what finding them took.
+
+    Args:
+        query: the words, or the example's address.
+        moments: best first.
+        windows: windows that were scored.
+        embed_seconds: time to turn the query into a vector.
+        scan_seconds: time to score all windows and find the moments.
+    """
+
+    query: str
+    moments: list[Moment]
+    windows: int
+    embed_seconds: float
+    scan_seconds: float
+
+
+class Index:
+    """A searchable library of videos. Make one with `Index.open`."""
+
+    def __init__(self, path: Path, settings: _Wanted) -> None:
+        self.path = path
+        self._store = Store(path)
+        self._wanted = settings
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        encoder: Encoder | None = None,
+        sampling: Sampling | None = None,
+        point: OperatingPoint | None = None,
+    ) -> Index:
+        """An existing index, or a new one that the first `add` writes to disk.
+
+        Args:
+            path: folder of the index, by custom `<name>.ev`.
+            model: name or file of the model; None takes what the index was made with, "nano" for a new one.
+            encoder: a model object instead of a name.
+            sampling: None takes what the index was made with, `Sampling()` for a new one.
+            point: None takes what the index was made with, 256 tokens for a new one.
+
+        Raises:
+            LibraryError: the path is a file, or `sampling` differs from that of the existing index.
+        """
+        folder = Path(os.path.abspath(os.path.expanduser(path)))
+        if folder.exists() and not folder.is_dir():
+            raise LibraryError(f"an index is a folder, but {printable(folder)} is a file; choose another path")
+        if folder.is_dir() and any(folder.iterdir()) and not Store(folder).exists:
+            raise LibraryError(f"{printable(folder)} is a folder that is not an index; choose another path")
+        index = cls(folder, _Wanted(model, encoder, sampling, point))
+        if index._store.exists and sampling is not None and sampling != index._store.settings().sampling:
+            raise LibraryError(
+                f"{printable(folder)} was made with {index._store.settings().sampling}, asked for {sampling}; "
+                "scores of different windows do not compare: leave sampling out or use another path"
+            )
+        return index
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the snapshot. The index stays usable and loads it again when needed."""
+        self._store = Store(self.path)
+
+    def __len__(self) -> int:
+        """Number of windows that take part in searches."""
+        return int(np.count_nonzero(self._store.snapshot().searchable)) if self._store.exists else 0
+
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r})"
+
+    @property
+    def settings(self) -> Settings:
+        """What the index was made with.
+
+        Raises:
+            LibraryError: there is no index yet.
+        """
+        return self._store.settings()
+
+    def files(self) -> list[FileRecord]:
+        """Records of all files, by path; bad and missing ones included."""
+        files = self._store.snapshot().files
+        return [files[path] for path in sorted(files)]
+
+    # adding
+
+    def add(
+        self,
+        sources: str | Path | Iterable[str | Path],
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        retry_failed: bool = False,
+    ) -> AddReport:
+        """Bring the index up to date with folders or files: only new and changed files are read.
+
+        Files that cannot be read are recorded with the reason and left alone until they change. Files that are gone
+        are kept and left out of results; nothing is ever deleted because a drive is not mounted. When interrupted,
+        finished files are kept and the next call goes on.
+
+        Args:
+            sources: folder, file, or several of them.
+            progress: called about once per batch.
+            retry_failed: read files again that failed before although they did not change.
+
+        Raises:
+            LibraryError: a source does not exist, the index was made by another model, or is being written.
+        """
+        from elastivid.search.indexing import Job, Pipeline
+
+        started = time.perf_counter()
+        listed = [sources] if isinstance(sources, str | Path) else list(sources)
+        found = find_videos(listed)
+        settings = self._settings_for_writing()
+        loaded = time.perf_counter()
+        with self._store.writing(settings) as writer:
+            changes = compare(found, writer.files, listed, retry_failed)
+            _set_missing(writer, changes.returned, False)
+            _set_missing(writer, changes.missing, True)
+            jobs = [Job(writer.new_id(), file.path, file.size_bytes, file.modified_ns) for file in changes.read]
+            pipeline = Pipeline(
+                self._encoder, settings.sampling, self._wanted.point or settings.point, writer.commit, progress
+            )
+            pipeline.spent.load_seconds = loaded - started
+            pipeline.run(jobs)
+            writer.finish(settings)
+        return AddReport(
+            indexed=sum(record.status == "indexed" for record in pipeline.records),
+            unchanged=len(changes.unchanged) + len(changes.returned),
+            bad=sorted((r for r in pipeline.records if r.status != "indexed"), key=lambda r: r.path),
+            still_bad=[r for r in changes.unchanged if r.status != "indexed"],
+            missing=changes.missing,
+            windows=pipeline.windows_done,
+            video_seconds=pipeline.video_seconds,
+            elapsed_seconds=time.perf_counter() - started,
+            spent=pipeline.spent,
+        )
+
+    # searching
+
+    def search(self, query: str | None = None, *, like: str | None = None, top: int = 10) -> list[Moment]:
+        """The best distinct moments for words or for an example.
+
+        Args:
+            query: what to look for, in words.
+            like: instead of words, `"clip.mp4@12.5s"`: moments that look like that one (without a time: its middle).
+            top: how many moments to return at most.
+
+        Raises:
+            QueryError: the query is empty, or words and an example were given.
+            LibraryError: there is no index, or it was made by another model.
+            VideoError: the example cannot be read.
+        """
+        return self.search_with_cost(query, like=like, top=top).moments
+
+    def search_with_cost(self, query: str | None = None, *, like: str | None = None, top: int = 10) -> SearchResult:
+        """`search`, together with what it took."""
+        if top < 1:
+            raise QueryError(f"top must be at least 1, got {top}")
+        if (query is None) == (like is None):
+            raise QueryError('give either words or like="clip.mp4@12.5s", not both and not neither')
+        if query is not None and not query.strip():
+            raise QueryError('the query is empty; say what to look for, such as "a person juggling a ball"')
+        snapshot = self._store.snapshot()
+        started = time.perf_counter()
+        vector = self._embed_words(query.strip()) if query is not None else self._embed_example(str(like))
+        embedded = time.perf_counter()
+        moments = find_moments(snapshot, vector, top)
+        scanned = time.perf_counter()
+        windows = int(np.count_nonzero(snapshot.searchable))
+        return SearchResult(query or str(like), moments, windows, embedded - started, scanned - embedded)
+
+    def _embed_words(self, words: str) -> np.ndarray:
+        """Unit vector (D,) of a text."""
+        made_by = self._store.settings()
+        if self._wanted.encoder is not None:
+            _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
+            vectors = np.asarray(self._encoder.embed_texts([words]), dtype=np.float32)
+        else:
+            _require_space(made_by, self._text_encoder.space_id, self._model_name, self.path)
+            vectors = self._text_encoder.embed([words])
+        return vectors[0]  # (1, D) -> (D,)
+
+    def _embed_example(self, like: str) -> np.ndarray:
+        """Unit vector (D,) of the window around a time of a video."""
+        from elastivid.search.indexing import embed_windows
+        from elastivid.video.reader import VideoReader
+
+        made_by = self._store.settings()
+        _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
+        path, seconds = parse_example(like)
+        sampling = made_by.sampling
+        with VideoReader(path, size=sampling.size) as reader:
+            duration = reader.metadata.duration_seconds or 0.0
+            if seconds is not None and seconds > duration > 0:
+                raise QueryError(f"{printable(path)} lasts {duration:.1f} s, but the example is at {seconds:.1f} s")
+            middle = duration / 2 if seconds is None else seconds
+            start = max(0.0, min(middle - sampling.window_seconds / 2, duration - sampling.window_seconds))
+            length = min(sampling.window_seconds, duration) if duration else sampling.window_seconds
+            times = start + (np.arange(sampling.frames) + 0.5) * length / sampling.frames
+            clip = reader.frames_played_at(times, decode=sampling.decode)
+        return embed_windows(self._encoder, clip.frames[None], self._wanted.point or made_by.point)[0]
+
+    # models
+
+    @property
+    def _model_name(self) -> str:
+        if self._wanted.model is not None:
+            return self._wanted.model
+        return self._store.settings().model if self._store.exists else DEFAULT_MODEL
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        if self._wanted.encoder is not None:
+            return self._wanted.encoder
+        from elastivid.weights.load import load
+
+        return load(self._model_name)
+
+    @cached_property
+    def _text_encoder(self) -> Any:
+        from elastivid.search.text import TextEncoder
+        from elastivid.weights.load import resolve
+
+        return TextEncoder.from_file(resolve(self._model_name))
+
+    def _settings_for_writing(self) -> Settings:
+        if self._store.exists:
+            settings = self._store.settings()
+            _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
+            return settings
+        return Settings(
+            model=self._encoder.name if self._wanted.encoder is not None else self._model_name,
+            space_id=self._encoder.space_id,
+            dim=self._encoder.dim,
+            sampling=self._wanted.sampling or Sampling(),
+            point=self._wanted.point or DEFAULT_POINT,
+        )
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the caller of `Index.open` asked for; None means: what the index was made with."""
+
+    model: str | None
+    encoder: Encoder | None
+    sampling: Sampling | None
+    point: OperatingPoint | None
+
+
+def parse_example(like: str) -> tuple[str, float | None]:
+    """Path and time of `"clip.mp4@12.5s"`; times are seconds (`12.5` or `12.5s`) or `[h:]m:s`.
+
+    Raises:
+        QueryError: the file does not exist or the time cannot be read.
+    """
+    path, separator, text = like.rpartition("@")
+    if not separator or os.path.exists(os.path.expanduser(like)):
+        path, text = like, ""
+    path = os.path.abspath(os.path.expanduser(path))
+    if not os.path.exists(path):
+        raise QueryError(f"no such file: {printable(path)}; an example is written clip.mp4@12.5s")
+    if not text:
+        return path, None
+    try:
+        parts = [float(part) for part in text.removesuffix("s").split(":")]
+        seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
+        if not 0 <= seconds < math.inf or len(parts) > 3:
+            raise ValueError(text)
+    except ValueError:
+        raise QueryError(f"cannot read the time {text!r} of {like!r}; write clip.mp4@12.5s or clip.mp4@1:02") from None
+    return path, seconds
+
+
+def _set_missing(writer: Writer, records: list[FileRecord], missing: bool) -> None:
+    nothing = np.zeros(0, dtype=WINDOW), np.zeros((0, writer.dim), dtype=np.float32)
+    writer.commit([IndexedFile(replace(record, missing=missing), *nothing) for record in records])
+
+
+def _require_space(made_by: Settings, space_id: str, name: str, path: Path) -> None:
+    if made_by.space_id != space_id:
+        raise LibraryError(
+            f"{printable(path)} was made with model {made_by.model!r} (space {made_by.space_id}), but {name!r} has "
+            f"space {space_id}: their vectors do not compare. Use --model {made_by.model}, or index into another path"
+        )

@@ -67,7 +67,7 @@ def sample_scene(
         split: "train" (no held-out composition), "held_out" (at least one) or "all".
         kind: "single", "sequence", "pair" (each 4 s) or "long" (8-16 s, several parts); `None` draws one of the
             first three.
-        aspect: width / height; `None` draws one of the common ones.
+        aspect: width / height in [0.5, 3]; `None` draws one of the common ones.
 
     Raises:
         ValueError: unknown split or kind.
@@ -105,10 +105,11 @@ def compose_scene(
         start_seconds: when the part of 4 s begins; `None` draws it.
 
     Raises:
-        ValueError: the content is impossible or does not fit.
+        ValueError: the content is impossible, the video too short or the aspect outside [0.5, 3].
     """
     if not content or not is_possible(content):
         raise ValueError(f"content must be one or two phrases that can be shown (see is_possible), got {content!r}")
+    _check_aspect(aspect)
     if duration_seconds < 4.0:
         raise ValueError(f"duration_seconds must be >= 4, got {duration_seconds}")
     look, clutter, stage = _generators(rng)
@@ -128,6 +129,7 @@ def compose_scene(
 
 def compose_parts(contents: tuple[Content, ...], rng: np.random.Generator, *, aspect: float = 4 / 3) -> Scene:
     """Stage several contents one after another, 4 s each, each with its own things; an empty one is an idle stretch."""
+    _check_aspect(aspect)
     look, clutter, stage = _generators(rng)
     things: list[Thing] = []
     events: list[Event] = []
@@ -148,6 +150,11 @@ def compose_parts(contents: tuple[Content, ...], rng: np.random.Generator, *, as
         tuple(parts),
         _sample_distractors(clutter, everything, aspect),
     )
+
+
+def _check_aspect(aspect: float) -> None:
+    if not 0.5 <= aspect <= 3.0:
+        raise ValueError(f"aspect (width / height) must lie in [0.5, 3], got {aspect}; motions need that much room")
 
 
 def _generators(rng: np.random.Generator) -> list[np.random.Generator]:
@@ -242,7 +249,7 @@ def _sample_spans(content: Content, rng: np.random.Generator, start: float) -> l
 def _sample_rate(motion: str, speed: str, rng: np.random.Generator) -> float:
     wobble = float(rng.uniform(0.92, 1.08))
     if motion in DIRECTIONS:
-        return wobble * (0.12 if speed == "slow" else 0.31)
+        return wobble * (0.14 if speed == "slow" else 0.31)
     if motion in ("grow", "shrink"):
         return wobble * (0.24 if speed == "slow" else 0.55)
     return wobble * {"bounce": 0.7, "spin": 0.22, "blink": 1.3, "orbit": 0.38, "shake": 2.7}.get(motion, 1.0)
@@ -267,13 +274,14 @@ def _place(
     aspect: float,
 ) -> tuple[Thing, list[Event], tuple[float, float, float, float]]:
     """Put the thing where its whole path stays in the frame, away from `taken` boxes if there is room."""
-    border = 0.05
+    border, first_radius = 0.05, thing.radius
     while True:
         left, top, right, bottom = _path_box(thing, events, aspect)
         free_x, free_y = aspect - 2 * border - (right - left), 1 - 2 * border - (bottom - top)
         if free_x >= 0 and free_y >= 0:
             break
-        events = [replace(e, rate=0.95 * e.rate) if e.motion in DIRECTIONS else e for e in events]
+        if thing.radius > 0.75 * first_radius:
+            events = [replace(e, rate=0.97 * e.rate) if e.motion in DIRECTIONS else e for e in events]
         thing = replace(thing, radius=0.97 * thing.radius)
     best: tuple[float, float, float] | None = None
     for _ in range(40):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from elastivid.core.errors import UnknownNameError
+
 COLOURS = {
     "red": (218, 34, 36),
     "orange": (244, 130, 22),
@@ -39,14 +41,29 @@ CAMERAS = ("still", "pan", "zoom", "shake")
 CAMERA_MARGIN = 0.08  # world beyond each border that the camera may come to show, in frame heights
 
 
+def _require_known(colour: str, shape: str, motion: str) -> None:
+    for kind, name, known in (("colour", colour, COLOURS), ("shape", shape, SHAPES), ("motion", motion, MOTIONS)):
+        if name not in known:
+            raise UnknownNameError(kind, name, known)
+
+
 @dataclass(frozen=True)
 class Phrase:
-    """One thing doing one motion, as a caption would say it. `speed` is "slow", "fast" or "" (nothing to say)."""
+    """One thing doing one motion, as a caption would say it. `speed` is "slow", "fast" or "" (nothing to say).
+
+    Raises:
+        UnknownNameError: a value is not in the world's vocabulary.
+    """
 
     colour: str
     shape: str
     motion: str
     speed: str = ""
+
+    def __post_init__(self) -> None:
+        _require_known(self.colour, self.shape, self.motion)
+        if self.speed not in ("", *SPEEDS):
+            raise UnknownNameError("speed", self.speed, SPEEDS)
 
 
 Content = tuple[Phrase, ...]  # what happens, in order
@@ -197,7 +214,12 @@ class Scene:
 
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
     """Whether the composition is kept out of training: one in seven of the (colour, shape) pairs and one in seven of
-    the (shape, motion) pairs, spread so that every single colour, shape and motion stays in training."""
+    the (shape, motion) pairs, spread so that every single colour, shape and motion stays in training.
+
+    Raises:
+        UnknownNameError: a value is not in the world's vocabulary.
+    """
+    _require_known(colour, shape, motion)
     c, s, m = list(COLOURS).index(colour), SHAPES.index(shape), MOTIONS.index(motion)
     return (c + 2 * s) % 7 == 3 or (3 * s + m) % 7 == 5
 
@@ -231,6 +253,7 @@ def in_split(content: Content, split: str) -> bool:
 
 def pose_of(thing: Thing, events: list[Event], seconds: float, aspect: float) -> Pose:
     """State of a thing at `seconds`: all of its `events` that have begun, folded into its first state."""
+    swing = 0.17 * min(1.0, aspect)
     x, y, radius, angle, opacity = thing.x, thing.y, thing.radius, thing.angle, 1.0
     if not thing.from_seconds <= seconds < thing.to_seconds:
         opacity = 0.0
@@ -259,8 +282,8 @@ def pose_of(thing: Thing, events: list[Event], seconds: float, aspect: float) ->
         elif event.motion == "bounce":
             y -= 0.26 * ease * abs(math.sin(math.pi * cycles))
         elif event.motion == "orbit":
-            x += 0.17 * ease * math.sin(2 * math.pi * cycles)
-            y += 0.17 * ease * (1 - math.cos(2 * math.pi * cycles))
+            x += swing * ease * math.sin(2 * math.pi * cycles)
+            y += swing * ease * (1 - math.cos(2 * math.pi * cycles))
         elif event.motion == "shake" and active:
             x += 0.045 * ease * math.sin(2 * math.pi * cycles)
             angle += 0.3 * ease * math.sin(2 * math.pi * 1.3 * cycles)

@@ -1,0 +1,64 @@
+# Everything a person or a machine runs here. `make` alone prints this list.
+#
+# torch: on Linux the plain wheel brings CUDA (several GB). `make setup` therefore installs the CPU build and says so.
+#   TORCH=cpu        the CPU build (default): from the indexes pip is set up with, else from TORCH_INDEX
+#   TORCH=default    whatever the indexes pip is set up with call torch (CUDA on Linux)
+#   TORCH=<url>      from that wheel index, for example https://download.pytorch.org/whl/cu128
+
+PYTHON ?= python3
+TORCH ?= cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV := .venv
+BIN := $(VENV)/bin
+VIDEOS ?=
+QUERY ?=
+
+EXTRAS_demo := search
+EXTRAS_test := search,plot,docs,dev
+EXTRAS_bench := search,plot,docs,dev,bench
+
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+CODE := src tests tools examples recipes benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint bench docs
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(VENV)/.ready-test  ## .venv with the package, editable, and what tests and docs need
+
+demo: $(VENV)/.ready-demo  ## search a folder: make demo [VIDEOS=folder] [QUERY="words"]; without VIDEOS a rendered library
+	$(BIN)/elastivid demo $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(QUERY),--query "$(QUERY)")
+
+test: setup lint docs  ## everything: lint, types, docs, all tests with the examples
+	$(BIN)/pytest
+
+check: setup lint  ## under a minute: lint, types, structure, fast tests
+	$(BIN)/pytest tests/test_structure.py tests/core tests/layers tests/select -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tables under docs/benchmarks
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+docs: setup  ## the documentation as a site under site/
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.torch-$(TORCH_VERSION): constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@set -e; pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt"; \
+	case "$(TORCH)-$$(uname -s)" in \
+	  cpu-Linux) echo "installing the CPU build of torch; for another: make setup TORCH=default or TORCH=<wheel index>"; \
+	    $$pip "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || $$pip "torch==$(TORCH_VERSION)+cpu" --extra-index-url $(TORCH_INDEX);; \
+	  cpu-*|default-*) echo "installing torch as pip finds it"; $$pip "torch==$(TORCH_VERSION)";; \
+	  *) echo "installing torch from $(TORCH)"; $$pip "torch==$(TORCH_VERSION)" --extra-index-url "$(TORCH)";; \
+	esac
+	touch $@
+
+$(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/.torch-$(TORCH_VERSION)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
+	touch $@

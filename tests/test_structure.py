@@ -1,0 +1,184 @@
+"""How the project hangs together: every rule is checked on the project, and every check is shown to be able to fail."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structure
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "av", "lancedb")
+KNOWN = frozenset(structure.modules())
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_no_breach_in_the_project():
+    breaches = structure.all_breaches()
+    assert not breaches, "\n" + "\n".join(breaches)
+
+
+# every check can fail
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from elastivid.search.index import Index",
+        "import elastivid.app.cli",
+        "def f():\n    from elastivid.models import fluxvit",
+        "from elastivid import search",
+        "from ..search import index",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from elastivid.search.index import Index",
+    ],
+)
+def test_upward_imports_are_found(source):
+    assert structure.direction_breaches("elastivid.video.reader", source, KNOWN)
+
+
+def test_downward_imports_are_allowed():
+    source = "import torch\nfrom elastivid.core.point import Sampling\nfrom elastivid.video import samplers"
+    assert not structure.direction_breaches("elastivid.video.reader", source, KNOWN)
+    assert structure.direction_breaches("elastivid.somewhere.file", "", KNOWN)
+
+
+def test_long_files_functions_and_constructors_are_found():
+    assert structure.size_breaches("x", "x = 1\n" * 800)
+    assert not structure.size_breaches("x", "x = 1\n" * 799)
+    body = "    x = 1\n" * 79
+    assert not structure.size_breaches("x", 'def f():\n    """Text.\n\n    More text."""\n' + body)
+    assert structure.size_breaches("x", "def f():\n    x = 0\n" + body)
+    eight = "class A:\n    def __init__(self, a, b, c, d, *, e, f, g, h): ...\n"
+    assert not structure.size_breaches("x", eight)
+    assert structure.size_breaches("x", eight.replace(", h)", ", h, i)"))
+
+
+def test_missing_docstrings_are_found():
+    documented = (
+        '"""M."""\nclass A:\n    """A."""\n    def f(self):\n        """F."""\n    def _g(self):\n        pass\n'
+    )
+    assert not structure.docstring_breaches("x", documented)
+    for text in ('"""M."""', '"""A."""', '"""F."""'):
+        assert structure.docstring_breaches("x", documented.replace(text, "1")), text
+
+
+def test_a_large_closure_is_found():
+    imports = {f"elastivid.models.m{i}": {f"elastivid.models.m{i + 1}"} for i in range(13)}
+    assert [b.split()[0] for b in structure.closure_breaches(imports)] == ["elastivid.models.m0"]
+    imports["elastivid.models.m0"] = {f"elastivid.core.c{i}" for i in range(20)}
+    assert not structure.closure_breaches(imports)
+
+
+def test_types_do_not_count_in_a_closure():
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from elastivid.core.point import Sampling\n"
+    assert structure.imports_of(source, KNOWN) == {"elastivid.core.point"}
+    assert structure.imports_of(source, KNOWN, types=False) == set()
+
+
+def test_paths_of_one_machine_are_found():
+    for folder in ("home", "tmp", "root", "Users"):
+        assert structure.path_breaches("x", f"see /{folder}/me/notes.md")
+    assert not structure.path_breaches("x", "see ~/Videos, docs/home/me, ../shared/data, https://a.org/home/b")
+
+
+# imports
+
+
+def test_every_module_imports():
+    code = "import importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    result = python(code, *(name for name in structure.modules() if not name.endswith("__main__")))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import elastivid",
+        "import elastivid; dir(elastivid); elastivid.Budget.parse('5gmacs')",
+        "sys.argv = ['elastivid', '--help']\nfrom elastivid.app.cli import main\n"
+        "try: main()\nexcept SystemExit as error: assert not error.code",
+    ],
+)
+def test_light_entrances_load_nothing_heavy(code):
+    report = f"import sys\n{code}\nheavy = sorted(set({HEAVY}) & set(sys.modules))\nassert not heavy, heavy"
+    result = python(report)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_public_name_resolves():
+    code = "import elastivid\nfor name in elastivid.__all__: getattr(elastivid, name)"
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_public_name_is_explained():
+    import elastivid
+
+    with pytest.raises(AttributeError, match="has no attribute 'Bugdet'; it has"):
+        elastivid.Bugdet  # noqa: B018
+
+
+# texts
+
+
+def test_changelog_begins_with_the_version():
+    import elastivid
+
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    assert versions[0] == elastivid.__version__
+    assert f'version = "{elastivid.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert f"version: {elastivid.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def readme_blocks(language: str) -> list[str]:
+    """Code blocks of the README in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+
+
+def test_python_of_the_readme_is_valid_and_imports():
+    blocks = readme_blocks("python")
+    assert blocks
+    for block in blocks:
+        lines = [ast.unparse(n) for n in ast.walk(ast.parse(block)) if isinstance(n, ast.Import | ast.ImportFrom)]
+        result = python("\n".join(lines))
+        assert result.returncode == 0, result.stderr
+
+
+def test_commands_of_the_readme_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    from elastivid.app.cli import app
+
+    commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    lines = [line for block in readme_blocks("sh") for line in block.splitlines()]
+    assert any(line.startswith("make test") for line in lines)
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["make"]:
+            assert words[1] in targets, line
+        if words[:1] == ["elastivid"]:
+            assert words[1] in commands, line
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_file_map_of_the_readme_names_every_source_file():
+    text = (ROOT / "README.md").read_text()
+    mapped = {Path(match) for match in re.findall(r"^\| `([\w./-]+)` \|", text, flags=re.M)}
+    missing = sorted(str(path) for path in mapped if not (ROOT / path).exists())
+    assert not missing, f"the README names files that do not exist: {missing}"
+    sources = {path.relative_to(ROOT) for path in structure.modules().values() if path.stat().st_size}
+    unmapped = sorted(str(path) for path in sources - mapped if path.name != "__init__.py")
+    assert not unmapped, f"add a line for each to the README's file map: {unmapped}"
+
+
+def test_links_between_our_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"

@@ -1,7 +1,7 @@
 """Pixels of a synthetic scene at any times: shapes as signed distance functions, drawn only inside their own box.
 
 The background and the static distractors are painted once per call on a canvas slightly larger than the frame; each
-frame looks at the canvas through the camera and draws the moving things on top. Cost: about 0.3 ms a frame of
+frame looks at the canvas through the camera and draws the moving things on top. Cost: about 3.5 ms for 8 frames of
 168 x 168 pixels on one core.
 
 Letters: T frames, H height, W width, h w height and width of one thing's box.
@@ -16,7 +16,7 @@ import numpy as np
 
 from elastivid.data.world import CAMERA_MARGIN, Background, Scene
 
-_INK = np.array([24, 24, 28], dtype=np.float32)  # outline, so that every colour stands out from every background
+_INK = 26  # grey level of the outline, so that every colour stands out from every background
 _OUTLINE_HEIGHTS = 0.009
 _TIP = math.asin(0.6 / 1.27)  # half angle at the tip of the drop
 
@@ -95,11 +95,12 @@ def _draw(
     u = cosine * across + sine * down  # (h, w), along the shape's own axes
     v = sine * across - cosine * down  # (h, w), upwards
     distance = _distance(shape, u, v) * math.sqrt(reach[0] * reach[1])  # (h, w) pixels, negative inside
-    outer = np.clip(0.5 - distance, 0.0, opacity)[..., None]  # (h, w, 1)
-    inner = np.clip(0.5 - distance - outline, 0.0, opacity)[..., None]  # (h, w, 1)
-    box = frame[top:bottom, left:right]
-    mixed = box * (1.0 - outer) + (outer - inner) * _INK + inner * np.asarray(rgb, dtype=np.float32)
-    frame[top:bottom, left:right] = mixed + 0.5
+    outer = np.clip(0.5 - distance, 0.0, opacity)  # (h, w)
+    inner = np.clip(0.5 - distance - outline, 0.0, opacity)  # (h, w)
+    rest, edge = 1.0 - outer, _INK * (outer - inner) + 0.5  # (h, w), the half rounds
+    for channel in range(3):  # planes: numpy is slow on a last axis of 3
+        plane = frame[top:bottom, left:right, channel]  # (h, w)
+        plane[...] = plane * rest + edge + inner * rgb[channel]
 
 
 def _distance(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -169,29 +170,33 @@ def _paint_background(background: Background, height: int, width: int) -> np.nda
     if background.kind in ("noise", "clutter"):
         grain = rng.normal(0, 6, (48, 48)).astype(np.float32)
         repeat = (math.ceil(height / 48), math.ceil(width / 48))
-        canvas += np.tile(grain, repeat)[:height, :width, None]
-    return np.clip(canvas, 8, 225).astype(np.uint8)
+        canvas += np.repeat(np.tile(grain, repeat)[:height, :width], 3, axis=1).reshape(canvas.shape)
+    return np.clip(canvas, 8, 225, out=canvas).astype(np.uint8)
 
 
 def _paint_clutter(canvas: np.ndarray, shade: np.ndarray, rng: np.random.Generator) -> None:
     """Muted panels of all sizes with a lit edge, like furniture and house fronts out of focus, in place."""
     height, width = canvas.shape[:2]
+    rows = canvas.reshape(height, width * 3)  # a view, (H, W * 3)
     for size in np.sort(rng.uniform(0.08, 0.5, 16))[::-1]:
         x, y, stretch, level = rng.uniform(-0.1, 1), rng.uniform(-0.1, 1), rng.uniform(0.4, 2.0), rng.normal(0, 30)
         tint = rng.normal(0, 9, 3)
         top, bottom = max(0, int(y * height)), max(0, int((y + size * stretch) * height))
         left, right = max(0, int(x * width)), max(0, int((x + size) * width))
-        panel = canvas[top:bottom, left:right]
+        panel = rows[top:bottom, 3 * left : 3 * right]
         panel *= 0.25
-        panel += (0.75 * (shade + level + tint)).astype(np.float32)
+        panel += np.tile((0.75 * (shade + level + tint)).astype(np.float32), panel.shape[1] // 3)
         panel[: max(1, height // 100)] += 14
 
 
 def _enlarge(small: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear resize of (n, m, 3) to (height, width, 3), corners on corners."""
-    for axis, length in ((0, height), (1, width)):
-        place = np.linspace(0, small.shape[axis] - 1, length)
-        low = np.minimum(place.astype(np.intp), small.shape[axis] - 2)
-        weight = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        small = np.take(small, low, axis) * (1 - weight) + np.take(small, low + 1, axis) * weight
-    return small
+    """Bilinear resize of float32 (n, m, 3) to (height, width, 3), corners on corners."""
+    wide = _blend(small.shape[1], width) @ small  # (n, width, 3)
+    tall = _blend(len(small), height) @ wide.reshape(len(small), width * 3)  # (height, width * 3)
+    return tall.reshape(height, width, 3)  # (height, width, 3)
+
+
+def _blend(count: int, length: int) -> np.ndarray:
+    """Float32 (length, count): each of `length` places as a mixture of the two of `count` samples around it."""
+    distance = np.abs(np.linspace(0, count - 1, length)[:, None] - np.arange(count))
+    return np.maximum(0.0, 1.0 - distance).astype(np.float32)

@@ -9,7 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from elastivid.core.budget import Budget as Budget
     from elastivid.core.clip import Clip as Clip
+    from elastivid.core.cost import Cost as Cost
+    from elastivid.core.plan import Plan as Plan
     from elastivid.core.point import OperatingPoint as OperatingPoint
     from elastivid.core.point import Runtime as Runtime
     from elastivid.core.point import Sampling as Sampling
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Budget": "elastivid.core.budget",
+    "Cost": "elastivid.core.cost",
+    "Plan": "elastivid.core.plan",
     "Clip": "elastivid.core.clip",
     "OperatingPoint": "elastivid.core.point",
     "Runtime": "elastivid.core.point",

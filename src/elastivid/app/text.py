@@ -7,20 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from elastivid.search.records import FileRecord, path_to_text, printable
+from elastivid.search.report import clock
 
 if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index, SearchResult
 
 SHOWN_BAD_FILES = 20
-
-
-def clock(seconds: float) -> str:
-    """Seconds as `m:ss.s`, from an hour on as `h:mm:ss.s`."""
-    tenths = round(seconds * 10)
-    minutes, tenths = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    tail = f"{tenths // 10:02d}.{tenths % 10}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
 
 
 def span(seconds: float) -> str:

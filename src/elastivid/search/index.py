@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -80,6 +80,18 @@ class AddReport:
     def x_realtime(self) -> float:
         """Seconds of video per second of work."""
         return self.video_seconds / self.elapsed_seconds if self.elapsed_seconds else 0.0
+
+    def to_values(self) -> dict[str, Any]:
+        """Counts and seconds, as values for JSON."""
+        return {
+            "files": self.indexed,
+            "bad_files": len(self.bad),
+            "windows": self.windows,
+            "video_seconds": round(self.video_seconds, 3),
+            "elapsed_seconds": round(self.elapsed_seconds, 3),
+            "x_realtime": round(self.x_realtime, 1),
+            **{name: round(value, 3) for name, value in asdict(self.spent).items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -175,6 +187,10 @@ class Index:
         files = self._store.snapshot().files
         return [files[path] for path in sorted(files)]
 
+    def runs(self) -> list[dict[str, Any]]:
+        """What each run of `add` that read something did, oldest first: counts, seconds, x realtime."""
+        return self._store.runs()
+
     # adding
 
     def add(
@@ -216,7 +232,7 @@ class Index:
             pipeline.spent.load_seconds = loaded - started
             pipeline.run(jobs)
             writer.finish(settings)
-        return AddReport(
+        report = AddReport(
             indexed=sum(record.status == "indexed" for record in pipeline.records),
             unchanged=len(changes.unchanged) + len(changes.returned),
             bad=sorted((r for r in pipeline.records if r.status != "indexed"), key=lambda r: r.path),
@@ -227,6 +243,9 @@ class Index:
             elapsed_seconds=time.perf_counter() - started,
             spent=pipeline.spent,
         )
+        if jobs:
+            self._store.log_run(report.to_values())
+        return report
 
     # searching
 
@@ -321,12 +340,14 @@ class Index:
             settings = self._store.settings()
             _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
             return settings
+        sampling, point = self._wanted.sampling or Sampling(), self._wanted.point or DEFAULT_POINT
         return Settings(
             model=self._encoder.name if self._wanted.encoder is not None else self._model_name,
             space_id=self._encoder.space_id,
             dim=self._encoder.dim,
-            sampling=self._wanted.sampling or Sampling(),
-            point=self._wanted.point or DEFAULT_POINT,
+            sampling=sampling,
+            point=point,
+            gmacs_per_window=self._encoder.cost(frames=sampling.frames, size=sampling.size, point=point).gmacs,
         )
 
 

@@ -25,7 +25,7 @@ from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search.records import FileRecord
 from elastivid.search.snapshot import WINDOW
 from elastivid.search.store import IndexedFile
-from elastivid.video.errors import VideoError
+from elastivid.video.errors import TruncatedVideoError, VideoError
 from elastivid.video.reader import VideoReader
 from elastivid.video.samplers import windows as plan_windows
 
@@ -241,6 +241,8 @@ def read_windows(reader: VideoReader, sampling: Sampling) -> Iterator[tuple[floa
             position += 1
             oldest = grids[position][0] if position < len(spans) else np.inf
             frames = {t: frame for t, frame in frames.items() if t >= oldest}
+    if position < len(spans) and not trouble:
+        raise TruncatedVideoError(f"frames end early: {position} of {len(spans)} windows could be read")
 
 
 class Pipeline:

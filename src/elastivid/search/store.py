@@ -5,6 +5,7 @@ Layout of `library.ev/`:
     index.json   what the index was made with: model, space, sampling, operating point
     tables/      LanceDB: the record of truth
     snapshot/    the same rows for numpy (see `snapshot`); rebuilt from the tables when it is stale or incomplete
+    runs.jsonl   one line per run of indexing that read something: how much, how fast
     lock         held by the one process that writes
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +33,23 @@ REBUILD_AT_DEAD_FRACTION = 0.25
 
 @dataclass(frozen=True)
 class Settings:
-    """What an index was made with. All its windows share them, so that their scores are comparable."""
+    """What an index was made with. All its windows share them, so that their scores are comparable.
+
+    Args:
+        model: name or file of the model.
+        space_id: space of the vectors.
+        dim: length of a vector.
+        sampling: windows, and frames of each.
+        point: what the model spends on a window.
+        gmacs_per_window: billions of multiply-accumulates of one window at that point.
+    """
 
     model: str
     space_id: str
     dim: int
     sampling: Sampling
     point: OperatingPoint
+    gmacs_per_window: float
 
     def to_json(self) -> str:
         """The settings as JSON text. Selectors are the model's own: a custom one is not recorded."""
@@ -97,6 +109,16 @@ class Store:
                 f"elastivid index FOLDER --index {printable(self.folder)}"
             )
         return Settings.from_json((self.folder / "index.json").read_text())
+
+    def log_run(self, values: dict[str, Any]) -> None:
+        """Note what a run of indexing did."""
+        with (self.folder / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def runs(self) -> list[dict[str, Any]]:
+        """What runs of indexing did, oldest first."""
+        path = self.folder / "runs.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def snapshot(self) -> Snapshot:
         """The newest consistent state. Left-overs of a writer that died are repaired from the tables first.

@@ -104,7 +104,7 @@ class Tables:
     def compact(self) -> None:
         """Join the small fragments that many commits leave, and drop superseded versions."""
         for table in self._tables.values():
-            table.optimize(cleanup_older_than=timedelta(0))
+            table.optimize(cleanup_older_than=timedelta(seconds=1))
 
     def _delete(self, file_ids: list[int]) -> None:
         if file_ids:

@@ -18,6 +18,10 @@ class PointError(ElastividError, ValueError):
     """An operating point or a sampling is not valid, or names an axis the model does not have."""
 
 
+class PlanError(ElastividError, ValueError):
+    """A plan cannot be written as JSON, or a text is not a plan."""
+
+
 class WeightsError(ElastividError, ValueError):
     """A weights file is missing, damaged, or does not fit the model."""
 

@@ -9,12 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import ElastividError
+from elastivid.core.errors import PlanError
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
-
-
-class PlanError(ElastividError, ValueError):
-    """A plan cannot be written as JSON, or a text is not a plan."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Decoded frames (any pixel format, any orientation) -> RGB uint8 arrays.
+
+Letters: H height, W width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from elastivid.video.source import orientation
+
+
+class FrameConverter:
+    """Converts frames of one stream to RGB of one size, and turns them upright.
+
+    Args:
+        size: `None` keeps the size of the first frame; one int makes a square, else (height, width).
+
+    Raises:
+        ValueError: `size` is not positive.
+    """
+
+    def __init__(self, size: int | tuple[int, int] | None) -> None:
+        if size is not None:
+            height, width = (size, size) if isinstance(size, int) else size
+            if height < 1 or width < 1:
+                raise ValueError(f"size must be None, a positive int or (height, width), got {size}")
+            self._shape: tuple[int, int] | None = (int(height), int(width))
+        else:
+            self._shape = None
+        self._turns, self._mirrored = 0, False
+        self._ready = False
+        self._reformatter = VideoReformatter()
+
+    def prepare(self, first: VideoFrame) -> None:
+        """Take orientation, and where it was left open the size, from the first frame of the stream."""
+        self._turns, self._mirrored = orientation(first)
+        if self._shape is None:
+            self._shape = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
+        self._ready = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of converted frames."""
+        assert self._shape is not None
+        return self._shape
+
+    def __call__(self, frame: VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
+        """RGB of `frame`: uint8 (H, W, 3), written to `out` when given."""
+        if not self._ready:
+            self.prepare(frame)
+        height, width = self.shape
+        if out is None:
+            out = np.empty((height, width, 3), dtype=np.uint8)
+        if self._turns % 2:
+            height, width = width, height
+        rgb = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", threads=1
+        )
+        plane = rgb.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8, count=height * plane.line_size)
+        pixels = rows.reshape(height, plane.line_size)[:, : 3 * width].reshape(height, width, 3)  # (H, W, 3)
+        if self._mirrored:
+            pixels = pixels[:, ::-1]
+        np.copyto(out, np.rot90(pixels, self._turns) if self._turns else pixels)
+        return out

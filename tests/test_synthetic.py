@@ -342,6 +342,9 @@ def test_files_decode_to_what_was_drawn(tmp_path, suffix, video_format):
     write_video(scene, path, video_format)
     with av.open(str(path)) as container:
         decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    again = tmp_path / f"again{suffix}"
+    write_video(scene, again, video_format)
+    assert again.read_bytes() == path.read_bytes()
     assert len(decoded) == round(4 * video_format.fps)
     times = np.array([time for time, _ in decoded])
     np.testing.assert_allclose(times, np.arange(len(decoded)) / video_format.fps, atol=2e-3)

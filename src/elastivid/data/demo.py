@@ -3,8 +3,9 @@
 Every query has one target video and three distractor videos that differ from it in exactly one attribute. Colour,
 shape and motion distractors are staged like the target: same background, camera and clutter, and as far as the content
 lets them the same places and times. Order distractors show the same two motions the other way round, one of them on the
-target's own stage. No other video in the library fulfils a query. Beside these there are long videos of several parts, random fillers in other containers and codecs,
-and two files that cannot be indexed, so that the reporting of bad files has something to report.
+target's own stage. No other video in the library fulfils a query. Beside these there are long videos of several parts,
+random fillers, some files in other containers and codecs, and two files that cannot be indexed, so that the reporting
+of bad files has something to report.
 """
 
 from __future__ import annotations

@@ -82,7 +82,8 @@ def write_video(
     *,
     times_seconds: Sequence[float] | np.ndarray | None = None,
 ) -> None:
-    """Render the scene and encode it as a real file (no audio). Encoding is single-threaded, so repeatable.
+    """Render the scene and encode it as a real file (no audio). Encoding is single-threaded and writes no random
+    identifiers, so equal calls write equal files.
 
     Args:
         times_seconds: presentation times of the frames, ascending, for a file of variable rate; `None` gives a
@@ -101,7 +102,7 @@ def write_video(
         stamps = np.round(times * _TICKS).astype(np.int64)
         if len(times) == 0 or np.any(np.diff(stamps) <= 0):
             raise ValueError(f"times_seconds must be ascending and at least 1/{_TICKS} s apart, got {times_seconds!r}")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(video_format.codec, rate=rate, options=_OPTIONS_OF_CODEC[video_format.codec])
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = video_format.width, video_format.height

@@ -46,7 +46,7 @@ bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tab
 	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 docs: setup  ## the documentation as a site under site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.torch-$(TORCH_VERSION): constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -31,6 +31,7 @@ from elastivid.search.store import IndexedFile, Settings, Store, Writer
 if TYPE_CHECKING:
     from elastivid.core.cost import Cost
     from elastivid.search.indexing import Progress, Spent
+    from elastivid.search.text import TextEncoder
 
 DEFAULT_MODEL = "nano"
 DEFAULT_POINT = OperatingPoint(tokens=256)
@@ -288,8 +289,9 @@ class Index:
             _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
             vectors = np.asarray(self._encoder.embed_texts([words]), dtype=np.float32)
         else:
-            _require_space(made_by, self._text_encoder.space_id, self._model_name, self.path)
-            vectors = self._text_encoder.embed([words])
+            encoder, space_id = self._text_encoder
+            _require_space(made_by, space_id, self._model_name, self.path)
+            vectors = encoder.embed([words])
         return vectors[0]  # (1, D) -> (D,)
 
     def _embed_example(self, like: str) -> np.ndarray:
@@ -329,11 +331,13 @@ class Index:
         return load(self._model_name)
 
     @cached_property
-    def _text_encoder(self) -> Any:
+    def _text_encoder(self) -> tuple[TextEncoder, str]:
+        """The text tower without torch, and the space of its model."""
         from elastivid.search.text import TextEncoder
-        from elastivid.weights.load import resolve
+        from elastivid.weights.load import read_metadata, resolve
 
-        return TextEncoder.from_file(resolve(self._model_name))
+        path = resolve(self._model_name)
+        return TextEncoder.from_file(path), read_metadata(path)["space_id"]
 
     def _settings_for_writing(self) -> Settings:
         if self._store.exists:

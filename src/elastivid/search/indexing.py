@@ -218,31 +218,40 @@ class _Clock:
 
 
 def read_windows(reader: VideoReader, sampling: Sampling) -> Iterator[tuple[float, float, np.ndarray, str]]:
-    """Windows of an open video in order of time.
+    """Windows of an open video in order of time; each frame is decoded once however many windows show it.
 
     Yields:
         start in seconds, end in seconds, frames uint8 (T, H, W, 3), and what is wrong with them ("" when nothing is).
 
     Raises:
-        VideoError: the file cannot be decoded (further).
+        VideoError: the file cannot be decoded (further); what could be read was yielded before.
     """
-    spans = plan_windows(reader.metadata.duration_seconds, sampling)
-    grids = [np.round(times, 6) for _, _, times in spans]
-    wanted = np.unique(np.concatenate(grids)) if grids else np.zeros(0)
+    duration = reader.metadata.duration_seconds
+    if duration is None:  # some streams do not say: one pass over the frames finds out
+        duration = max((float(clip.times_seconds[-1]) for clip in reader.iterate()), default=0.0)
+    spans = plan_windows(duration, sampling)
+    grids = [np.round(times, 6).tolist() for _, _, times in spans]
+    wanted = np.unique(np.concatenate(grids))
     frames: dict[float, np.ndarray] = {}
-    trouble = ""
-    position = 0
+    when, trouble, position = -1.0, "", 0
     for when, clip in zip(wanted.tolist(), reader.iterate_played_at(wanted, decode=sampling.decode), strict=False):
         frames[when] = clip.frames[0]
         trouble = trouble or clip.problem
         while position < len(spans) and grids[position][-1] <= when:
             start, end, _ = spans[position]
-            yield start, end, np.stack([frames[t] for t in grids[position].tolist()]), trouble
+            yield start, end, np.stack([frames[t] for t in grids[position]]), trouble
             position += 1
             oldest = grids[position][0] if position < len(spans) else np.inf
             frames = {t: frame for t, frame in frames.items() if t >= oldest}
-    if position < len(spans) and not trouble:
-        raise TruncatedVideoError(f"frames end early: {position} of {len(spans)} windows could be read")
+    if position == len(spans):
+        return
+    problem = trouble or f"frames end at about {max(when, 0.0):.1f} s of {duration:.1f} s"
+    seen = grids[position - 1][-1] if position else -1.0
+    if when > seen:  # frames that no window has shown yet: one more window, held on the last of them
+        start, end, _ = spans[position]
+        shown = [frames.get(t, frames[when]) for t in grids[position]]
+        yield start, min(end, when + sampling.window_seconds / sampling.frames), np.stack(shown), problem
+    raise TruncatedVideoError(f"{reader.metadata.path}: {problem}")
 
 
 class Pipeline:

@@ -1,0 +1,160 @@
+"""What `elastivid info` and `elastivid doctor` print."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections import Counter
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from elastivid import __version__
+from elastivid.app.text import short_path, span
+from elastivid.core.errors import ElastividError
+from elastivid.search.records import printable
+
+PACKAGES = {
+    "torch": "",
+    "av": "",
+    "numpy": "",
+    "safetensors": "",
+    "tokenizers": "",
+    "rich": "",
+    "lancedb": "search",
+    "PIL": "search",
+}
+DISTRIBUTIONS = {"PIL": "pillow"}
+CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "prores")
+
+
+def describe(target: str) -> list[str]:
+    """Lines about an index, a video file or a model.
+
+    Raises:
+        ElastividError: it is none of these.
+    """
+    path = Path(target).expanduser()
+    if (path / "index.json").exists():
+        return describe_index(path)
+    if path.is_dir():
+        raise ElastividError(f"{printable(path)} is a folder but no index; make one with: elastivid index {target}")
+    if path.exists() and path.suffix != ".safetensors":
+        return describe_video(path)
+    return describe_model(target)
+
+
+def describe_index(path: Path) -> list[str]:
+    """Settings, counts, runs and files with trouble of an index."""
+    from elastivid.search.index import Index
+
+    index = Index.open(path)
+    settings, files = index.settings, index.files()
+    sampling = settings.sampling
+    statuses = Counter("missing" if file.missing else file.status for file in files)
+    counted = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    seconds = sum(file.duration_seconds for file in files if file.is_searchable)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    lines = [
+        f"index      {printable(index.path)} ({size / 1e6:.1f} MB)",
+        f"files      {len(files)}: {counted or 'none'}",
+        f"video      {span(seconds)}, {len(index)} windows",
+        f"model      {settings.model}, space {settings.space_id}, {settings.dim} numbers per window",
+        f"window     {sampling.window_seconds:g} s every {sampling.stride_seconds:g} s, {sampling.frames} frames of "
+        f"{sampling.size} px, {sampling.decode} decoding",
+        f"spent      {settings.point.tokens or 'all'} tokens and {settings.gmacs_per_window:.2f} GMACs per window",
+    ]
+    lines += [
+        f"run        {run['files']} files, {span(run['video_seconds'])} in {span(run['elapsed_seconds'])}: "
+        f"{run['x_realtime']:.0f}x realtime"
+        for run in index.runs()[-3:]
+    ]
+    lines += [f"{file.status:<10} {short_path(file.path)}: {printable(file.reason)}" for file in files if file.reason]
+    return lines
+
+
+def describe_video(path: Path) -> list[str]:
+    """Metadata of a video file."""
+    from elastivid.video.reader import VideoReader
+
+    with VideoReader(path) as reader:
+        values = asdict(reader.metadata)
+    width = max(len(name) for name in values)
+    return [f"{name:<{width}}  {printable(value)}" for name, value in values.items()]
+
+
+def describe_model(address: str) -> list[str]:
+    """Metadata of a weights file: everything but the tensors and the golden clip."""
+    from elastivid.weights.load import read_metadata, resolve
+
+    path = resolve(address)
+    values = read_metadata(path)
+    lines = [f"{'file':<12} {printable(path)} ({path.stat().st_size / 1e6:.1f} MB)"]
+    for name, value in values.items():
+        if name == "golden":
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+        lines += [f"{name:<12} {text}".replace("\n", "\n" + " " * 13)]
+    return lines
+
+
+def diagnose() -> tuple[list[str], bool]:
+    """Lines about this installation, and whether everything that indexing and searching need is there."""
+    lines = [
+        f"elastivid   {__version__}",
+        f"python      {platform.python_version()} ({sys.executable})",
+        f"system      {platform.platform()}",
+        f"processor   {_processor()}, {os.cpu_count()} cores",
+    ]
+    missing: list[str] = []
+    for module, extra in PACKAGES.items():
+        distribution = DISTRIBUTIONS.get(module, module)
+        if importlib.util.find_spec(module) is None:
+            target = f"elastivid[{extra}]" if extra else "elastivid"
+            missing.append(f"missing: {distribution}. Run: pip install '{target}'")
+            continue
+        lines.append(f"{distribution:<11} {metadata.version(distribution)}")
+    if importlib.util.find_spec("torch") is not None:
+        lines.append(_torch_line())
+    if importlib.util.find_spec("av") is not None:
+        lines += _codec_lines(missing)
+    try:
+        lines.append(_model_line())
+    except ElastividError as error:
+        missing.append(f"missing: {error}")
+    lines += missing or ["everything that indexing and searching need is here"]
+    return lines, not missing
+
+
+def _torch_line() -> str:
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu only"
+    return f"compute     {device}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _codec_lines(missing: list[str]) -> list[str]:
+    import av
+
+    known = [name for name in CODECS if name in av.codecs_available]
+    missing += [f"missing: decoder {name}. Run: pip install --upgrade av" for name in CODECS if name not in known]
+    return [f"ffmpeg      {av.ffmpeg_version_info}, decodes {', '.join(known)} and others"]
+
+
+def _model_line() -> str:
+    from elastivid.weights.load import read_metadata, resolve
+
+    path = resolve("nano")
+    return f"nano        {path.stat().st_size / 1e6:.1f} MB, space {read_metadata(path)['space_id']}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

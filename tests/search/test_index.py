@@ -1,0 +1,326 @@
+"""Folders to moments on real files, with an encoder that knows colours."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import ColourEncoder, render
+
+from elastivid.core.point import OperatingPoint, Sampling
+from elastivid.search import indexing
+from elastivid.search.index import Index, parse_example
+from elastivid.search.library import find_videos
+from elastivid.search.records import LibraryError, QueryError, path_to_text, text_to_path
+
+
+@pytest.fixture
+def videos(tmp_path) -> Path:
+    """Three good videos, one of them with a name to trip over, and two bad ones."""
+    folder = tmp_path / "my videos"
+    (folder / "été").mkdir(parents=True)
+    render(folder / "a.mp4", ("red", 6), ("blue", 6))
+    render(folder / "été" / "日本 #1?.mp4", ("green", 5))
+    render(folder / "short.mp4", ("blue", 1))
+    (folder / "noise.mp4").write_bytes(bytes(range(256)) * 20)
+    (folder / "empty.mov").write_bytes(b"")
+    (folder / "notes.txt").write_text("not a video, not looked at")
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path) -> Index:
+    return Index.open(tmp_path / "library.ev", encoder=ColourEncoder())
+
+
+def test_index_then_search(index, videos):
+    report = index.add(videos)
+    assert (report.indexed, report.unchanged, report.missing) == (3, 0, [])
+    assert [Path(record.path).name for record in report.bad] == ["empty.mov", "noise.mp4"]
+    assert all(record.status == "failed" and record.reason for record in report.bad)
+    assert report.video_seconds == pytest.approx(18.0, abs=0.3)
+    assert report.windows == len(index) == 5 + 2 + 1
+
+    (moment,) = index.search("green", top=1)
+    assert moment.path == str(videos / "été" / "日本 #1?.mp4")
+    assert (moment.start_seconds, moment.windows) == (0.0, 2)
+    assert moment.end_seconds == pytest.approx(5.0, abs=0.1)
+    red = index.search("red", top=1)[0]
+    assert (Path(red.path).name, red.start_seconds, red.end_seconds) == ("a.mp4", 0.0, 6.0)
+    assert {Path(m.path).name for m in index.search("blue", top=2)} == {"a.mp4", "short.mp4"}
+    assert len(index.search("red", top=100)) >= 4
+
+
+def test_the_settings_that_were_used_are_recorded(index, videos):
+    index.add(videos / "a.mp4")
+    settings = Index.open(index.path).settings
+    assert (settings.model, settings.space_id, settings.dim) == ("colour-encoder", "colours", 3)
+    assert settings.sampling == Sampling()
+    assert settings.point == OperatingPoint(tokens=256)
+    assert settings.gmacs_per_window == pytest.approx(8 * 168 * 168 / 1e9)
+    (run,) = index.runs()
+    assert run["windows"] == 5
+    assert run["x_realtime"] > 0
+
+
+def test_the_second_run_reads_only_what_changed(tmp_path, videos):
+    Index.open(tmp_path / "l.ev", encoder=ColourEncoder()).add(videos)
+    encoder = ColourEncoder()
+    index = Index.open(tmp_path / "l.ev", encoder=encoder)
+    report = index.add(videos)
+    assert (report.indexed, report.unchanged, report.windows, report.bad) == (0, 5, 0, [])
+    assert [Path(record.path).name for record in report.still_bad] == ["empty.mov", "noise.mp4"]
+    assert encoder.windows_seen == 0
+
+    render(videos / "a.mp4", ("green", 8))
+    render(videos / "new.mp4", ("red", 2))
+    render(videos / "noise.mp4", ("grey", 2))
+    report = index.add(videos)
+    assert (report.indexed, report.unchanged) == (3, 3)
+    assert encoder.windows_seen == report.windows == 3 + 1 + 1
+    assert [Path(m.path).name for m in index.search("red", top=1)] == ["new.mp4"]
+    assert {Path(m.path).name for m in index.search("green", top=2)} == {"a.mp4", "日本 #1?.mp4"}
+
+
+def test_a_good_file_that_turns_bad_is_no_longer_found(index, videos):
+    index.add(videos)
+    (videos / "a.mp4").write_bytes(b"overwritten")
+    report = index.add(videos)
+    assert [Path(record.path).name for record in report.bad] == ["a.mp4"]
+    assert all(Path(m.path).name != "a.mp4" for m in index.search("red", top=50))
+
+
+def test_bad_files_are_tried_again_only_when_asked(index, videos):
+    index.add(videos)
+    assert len(index.add(videos).bad) == 0
+    assert len(index.add(videos, retry_failed=True).bad) == 2
+
+
+def test_a_file_that_breaks_the_decoder_does_not_stop_the_others(index, videos, monkeypatch):
+    read_windows = indexing.read_windows
+
+    def fragile(reader, sampling):
+        if "short" in reader.metadata.path:
+            raise ZeroDivisionError("surprise")
+        return read_windows(reader, sampling)
+
+    monkeypatch.setattr(indexing, "read_windows", fragile)
+    report = index.add(videos)
+    assert report.indexed == 2
+    (crashed,) = [record for record in report.bad if record.status == "crashed"]
+    assert crashed.reason == "unexpected ZeroDivisionError: surprise"
+    monkeypatch.undo()
+    assert index.add(videos).indexed == 1, "what crashed is tried again without being asked"
+
+
+def test_a_truncated_file_is_indexed_as_far_as_it_goes(tmp_path, index):
+    whole = render(tmp_path / "whole.mkv", ("red", 10), ("blue", 10))
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 6 // 10])
+    report = index.add(cut)
+    (record,) = index.files()
+    assert (report.indexed, record.status) == (0, "partial")
+    assert "cut.mkv" in record.reason
+    assert index.search("red", top=1)[0].score > 0.99
+
+
+def test_files_that_are_gone_are_kept_but_not_found(index, videos):
+    index.add(videos)
+    aside = videos.parent / "aside.mp4"
+    shutil.move(videos / "a.mp4", aside)
+    report = index.add(videos)
+    assert [Path(record.path).name for record in report.missing] == ["a.mp4"]
+    assert "a.mp4" not in {Path(m.path).name for m in index.search("red", top=50)}
+    assert len(index.files()) == 5
+    assert index.add(videos).missing == [], "reported once"
+
+    shutil.move(aside, videos / "a.mp4")
+    report = index.add(videos)
+    assert (report.indexed, report.windows) == (0, 0), "it is back without being read again"
+    assert Path(index.search("red", top=1)[0].path).name == "a.mp4"
+
+
+def test_an_unmounted_folder_changes_nothing(index, videos):
+    index.add(videos)
+    videos.rename(videos.parent / "elsewhere")
+    with pytest.raises(LibraryError, match="no such file or folder"):
+        index.add(videos)
+    (videos.parent / "other").mkdir()
+    assert index.add(videos.parent / "other").missing == []
+    videos.mkdir()  # the folder is there again, its subfolder is not
+    assert sorted(Path(record.path).name for record in index.add(videos).missing) == [
+        *("a.mp4", "empty.mov", "noise.mp4", "short.mp4")
+    ]
+
+
+def test_windows_are_batched_across_files_and_frames_decoded_once(tmp_path, monkeypatch):
+    for number in range(20):
+        render(tmp_path / "v" / f"{number:02d}.mp4", ("red", 2)) if number else (tmp_path / "v").mkdir()
+    render(tmp_path / "v" / "long.mp4", ("red", 30), ("green", 4))
+    asked: list[int] = []
+    original = indexing.VideoReader.iterate_played_at
+
+    def counted(self, seconds, **kwargs):
+        asked.append(len(seconds))
+        return original(self, seconds, **kwargs)
+
+    monkeypatch.setattr(indexing.VideoReader, "iterate_played_at", counted)
+    encoder = ColourEncoder()
+    Index.open(tmp_path / "l.ev", encoder=encoder).add(tmp_path / "v")
+    assert encoder.batches == [16, 16, 3]
+    assert max(asked) == 34 * 2, "8 frames per 4 s, shared by overlapping windows"
+
+
+def test_interrupted_indexing_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    for number in range(6):
+        render(folder / f"{number}.mp4", ("red", 34))
+    monkeypatch.setattr(indexing, "DECODER_THREADS", 1)
+    encoder = ColourEncoder()
+
+    def interrupt(progress):
+        if progress.files_done >= 2:
+            raise KeyboardInterrupt
+
+    index = Index.open(tmp_path / "l.ev", encoder=encoder)
+    with pytest.raises(KeyboardInterrupt):
+        index.add(folder, progress=interrupt)
+    kept = len(index.files())
+    assert 2 <= kept < 6
+    report = Index.open(tmp_path / "l.ev", encoder=encoder).add(folder)
+    assert (report.unchanged, report.indexed) == (kept, 6 - kept)
+    fresh = Index.open(tmp_path / "fresh.ev", encoder=encoder)
+    fresh.add(folder)
+    assert fresh.search("green", top=20) == index.search("green", top=20)
+
+
+def test_progress_reaches_the_end(index, videos):
+    seen = []
+    index.add(videos, progress=seen.append)
+    last = seen[-1]
+    assert (last.files_done, last.files_total, last.windows_done) == (5, 5, 8)
+    assert last.bytes_done == last.bytes_total
+    assert last.eta_seconds == 0
+    assert [p.files_done for p in seen] == sorted(p.files_done for p in seen)
+
+
+def test_search_by_example(index, videos):
+    index.add(videos)
+    like = f"{videos / 'a.mp4'}@0:10.0s"
+    (moment,) = index.search(like=like, top=1)
+    assert moment.score > 0.99
+    assert {Path(m.path).name for m in index.search(like=like, top=2)} == {"a.mp4", "short.mp4"}
+    with pytest.raises(QueryError, match=r"lasts 12\.0 s"):
+        index.search(like=f"{videos / 'a.mp4'}@99s")
+
+
+def test_examples_are_parsed(tmp_path):
+    plain, odd = tmp_path / "a.mp4", tmp_path / "me@home.mp4"
+    plain.touch(), odd.touch()
+    assert parse_example(f"{plain}@12.5s") == (str(plain), 12.5)
+    assert parse_example(f"{plain}@1:02:03.5") == (str(plain), 3723.5)
+    assert parse_example(str(plain)) == (str(plain), None)
+    assert parse_example(str(odd)) == (str(odd), None)
+    assert parse_example(f"{odd}@7") == (str(odd), 7.0)
+    for bad in (f"{plain}@", f"{plain}@soon", f"{plain}@-3", f"{plain}@nan", f"{plain}@1:2:3:4"):
+        if bad.endswith("@"):
+            assert parse_example(bad)[1] is None
+            continue
+        with pytest.raises(QueryError, match="cannot read the time"):
+            parse_example(bad)
+    with pytest.raises(QueryError, match="no such file"):
+        parse_example(str(tmp_path / "nope.mp4@3s"))
+
+
+def test_searching_in_words_loads_neither_torch_nor_lancedb(index, videos):
+    index.add(videos)
+    script = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from worlds_text import WordsOnly
+from elastivid import Index
+with Index.open(sys.argv[1], encoder=WordsOnly()) as index:
+    assert index.search("red", top=1)[0].path.endswith("a.mp4")
+    assert len(index.files()) == 5
+heavy = {"torch", "lancedb", "pyarrow", "av", "PIL", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(index.path), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_index_of_another_model_is_refused(index, videos):
+    index.add(videos / "a.mp4")
+    other = Index.open(index.path, encoder=ColourEncoder("other space"))
+    for use in (lambda: other.search("red"), lambda: other.add(videos), lambda: other.search(like=f"{videos}/a.mp4@1")):
+        with pytest.raises(LibraryError, match=r"made with model 'colour-encoder' \(space colours\).*other space"):
+            use()
+
+
+def test_wrong_use_says_what_to_do(tmp_path, index, videos):
+    with pytest.raises(LibraryError, match=r"no index at .*library\.ev; make one with: elastivid index FOLDER"):
+        index.search("red")
+    assert not index.path.exists(), "asking must not make an index"
+    index.add(videos / "a.mp4")
+    for query in ("", "  \n"):
+        with pytest.raises(QueryError, match="the query is empty"):
+            index.search(query)
+    with pytest.raises(QueryError, match="either words or like"):
+        index.search()
+    with pytest.raises(QueryError, match="either words or like"):
+        index.search("red", like="a@1")
+    with pytest.raises(QueryError, match="top must be at least 1"):
+        index.search("red", top=0)
+    with pytest.raises(LibraryError, match="no such file or folder"):
+        index.add(tmp_path / "nope")
+    with pytest.raises(LibraryError, match="is a file"):
+        Index.open(videos / "a.mp4")
+    with pytest.raises(LibraryError, match="is a folder that is not an index"):
+        Index.open(videos)
+    with pytest.raises(LibraryError, match="scores of different windows do not compare"):
+        Index.open(index.path, sampling=Sampling(window_seconds=9))
+
+
+def test_what_counts_as_a_video(tmp_path):
+    for name in ("a.MP4", "b.mkv", ".hidden.mp4", "c.jpg", ".cache/d.mp4", "x.ev/e.mp4", "sub/f.webm"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"12345")
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    names = [os.path.relpath(file.path, tmp_path) for file in find_videos([tmp_path, tmp_path / "sub"])]
+    assert names == ["a.MP4", "b.mkv", "dangling.mp4", "sub/f.webm"]
+    assert [Path(file.path).name for file in find_videos([tmp_path / "c.jpg"])] == ["c.jpg"], "named files are taken"
+
+
+def test_paths_that_are_not_unicode_survive():
+    for path in ("/a/b.mp4", "/é/日本.mp4", os.fsdecode(b"/bad\xff\xfe.mp4")):
+        assert text_to_path(path_to_text(path)) == path
+        path_to_text(path).encode("utf-8")
+
+
+def test_a_file_name_that_is_not_unicode_is_found(tmp_path, index):
+    folder = tmp_path / "v"
+    folder.mkdir()
+    good = render(tmp_path / "good.mp4", ("red", 2))
+    os.rename(os.fsencode(good), os.fsencode(folder) + b"/bad\xff.mp4")
+    report = index.add(folder)
+    assert report.indexed == 1, report.bad
+    assert os.fsencode(index.search("red", top=1)[0].path).endswith(b"/bad\xff.mp4")
+    assert index.add(folder).unchanged == 1
+
+
+def test_two_searches_do_not_disturb_each_other(index, videos):
+    index.add(videos)
+    first = index.search("red", top=3)
+    index.search("blue", top=1)
+    assert index.search("red", top=3) == first
+    assert np.all(np.diff([m.score for m in first]) <= 0)

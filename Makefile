@@ -18,7 +18,6 @@ EXTRAS_test := search,plot,docs,dev
 EXTRAS_bench := search,plot,docs,dev,bench
 
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
-CODE := src tests tools examples recipes benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint bench docs
@@ -38,8 +37,8 @@ check: setup lint  ## under a minute: lint, types, structure, fast tests
 	$(BIN)/pytest tests/test_structure.py tests/core tests/layers tests/select -m "not slow"
 
 lint: setup
-	$(BIN)/ruff check $(CODE)
-	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tables under docs/benchmarks

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elastivid.app.progress import show_progress
-from elastivid.app.text import lines_of_add, short_path, span
+from elastivid.app.text import lines_of_add, short_path
 from elastivid.core.errors import ElastividError
 from elastivid.search.index import Index, SearchResult
-from elastivid.search.report import clock, write_report
+from elastivid.search.printing import clock, span
+from elastivid.search.report import write_report
 
 MOMENTS_PER_QUERY = 5
 OWN_QUERIES = ("a person playing a sport", "someone riding a bike", "a dog running", "people dancing")
 NANO_IS_SMALL = (
-    "Note: nano is a very small model. It learned from rendered shapes and a few sports actions, so on your own videos\n"
-    "it shows how the search works rather than how good it can be. Larger public models such as SigLIP, loaded as\n"
+    "Note: nano is a very small model. It learned from rendered shapes and a few sports actions: on your own videos\n"
+    "it shows how the search works, not how good it can be. Larger public models such as SigLIP, as\n"
     "--model hf:..., are not part of this version; they come with a later one."
 )
 

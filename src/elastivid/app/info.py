@@ -13,9 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from elastivid import __version__
-from elastivid.app.text import short_path, span
+from elastivid.app.text import short_path
 from elastivid.core.errors import ElastividError
-from elastivid.search.records import printable
+from elastivid.search.printing import printable, span
 
 PACKAGES = {
     "torch": "",

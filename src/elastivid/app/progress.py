@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from elastivid.app.text import short_path, span
+from elastivid.app.text import short_path
+from elastivid.search.printing import span
 
 if TYPE_CHECKING:
     from elastivid.search.indexing import Progress

@@ -6,22 +6,13 @@ import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from elastivid.search.records import FileRecord, path_to_text, printable
-from elastivid.search.report import clock
+from elastivid.search.printing import clock, printable, span
+from elastivid.search.records import FileRecord, path_to_text
 
 if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index, SearchResult
 
 SHOWN_BAD_FILES = 20
-
-
-def span(seconds: float) -> str:
-    """A duration in words that suit its size."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def short_path(path: str) -> str:

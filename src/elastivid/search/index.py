@@ -24,7 +24,8 @@ import numpy as np
 from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search.library import compare, find_videos
 from elastivid.search.moments import Moment, find_moments
-from elastivid.search.records import FileRecord, LibraryError, QueryError, printable
+from elastivid.search.printing import printable
+from elastivid.search.records import FileRecord, LibraryError, QueryError
 from elastivid.search.snapshot import WINDOW
 from elastivid.search.store import IndexedFile, Settings, Store, Writer
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elastivid.search.records import FileRecord, LibraryError, printable
+from elastivid.search.printing import printable
+from elastivid.search.records import FileRecord, LibraryError
 
 _SUFFIXES = """
     3gp asf avi divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mkv mov mp4 mpeg mpg mts mxf nut obu

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -85,8 +84,3 @@ def text_to_path(text: str) -> str:
     if text.startswith("file://"):
         return os.fsdecode(unquote_to_bytes(text.removeprefix("file://")))
     return text
-
-
-def printable(path: str | Path) -> str:
-    """A path that can be printed on any terminal: bytes that are not UTF-8 become question marks."""
-    return str(path).encode("utf-8", "replace").decode("utf-8")

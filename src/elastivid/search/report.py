@@ -21,7 +21,8 @@ import numpy as np
 
 from elastivid.core.errors import MissingExtraError
 from elastivid.search.moments import Moment
-from elastivid.search.records import FileRecord, printable
+from elastivid.search.printing import clock, printable, span
+from elastivid.search.records import FileRecord
 
 if TYPE_CHECKING:
     from elastivid.search.index import Index, SearchResult
@@ -88,15 +89,6 @@ def write_report(
     return page
 
 
-def clock(seconds: float) -> str:
-    """Seconds as `m:ss.s`, from an hour on as `h:mm:ss.s`."""
-    tenths = round(seconds * 10)
-    minutes, tenths = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    tail = f"{tenths // 10:02d}.{tenths % 10}"
-    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
-
-
 def picture_moment(moment: Moment, best_width: int) -> Pictures:
     """Pictures of a moment: the best frame and a strip. A file that cannot be read yields its reason instead."""
     from elastivid.video.errors import VideoError
@@ -143,7 +135,7 @@ def _header(title: str, results: Sequence[SearchResult], files: list[FileRecord]
     scan = np.mean([result.scan_seconds for result in results]) * 1000 if results else 0.0
     facts = {
         "videos": f"{len(searchable):,}",
-        "of video": _duration(seconds),
+        "of video": span(seconds),
         "windows searched": f"{results[0].windows:,}" if results else "0",
         "per search": f"{scan:.1f} ms",
     }
@@ -240,9 +232,3 @@ def _footer(results: Sequence[SearchResult], index: Index, files: list[FileRecor
         f'<footer class="columns"><div><h3>What was spent</h3><table>{rows}</table></div>'
         f"<div><h3>Files with trouble</h3>{right}</div></footer>"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

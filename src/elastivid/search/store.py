@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.search.records import FileRecord, LibraryError, printable
+from elastivid.search.printing import printable
+from elastivid.search.records import FileRecord, LibraryError
 from elastivid.search.snapshot import WINDOW, Manifest, Snapshot, SnapshotWriter
 from elastivid.search.tables import Tables
 

@@ -1,0 +1,216 @@
+"""The command line: what it prints, how it fails, what it loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "search"))
+from worlds import ColourEncoder, render
+
+from elastivid import __version__
+from elastivid.app import cli, info
+from elastivid.app.progress import show_progress
+from elastivid.search import index as index_module
+from elastivid.search.indexing import Progress
+from elastivid.search.printing import clock, span
+
+COMMANDS = {
+    "index": {"--index", "--model", "--decode", "--retry-failed", "--no-retry-failed"},
+    "search": {"--like", "--top", "--json", "--html", "--index", "--model"},
+    "info": set(),
+    "doctor": set(),
+    "demo": {"--videos", "--query", "--output", "--count"},
+}
+
+
+@pytest.fixture
+def colours(monkeypatch, tmp_path):
+    """Runs commands in an empty folder, with the colour encoder in place of the shipped model."""
+    original = index_module.Index.open.__func__
+
+    def open_with_colours(cls, path, **settings):
+        settings["encoder"] = ColourEncoder()
+        return original(cls, path, **settings)
+
+    monkeypatch.setattr(index_module.Index, "open", classmethod(open_with_colours))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ELASTIVID_INDEX", raising=False)
+    (tmp_path / "videos").mkdir()
+    render(tmp_path / "videos" / "a.mp4", ("red", 6), ("blue", 6))
+    render(tmp_path / "videos" / "b.mp4", ("green", 5))
+    (tmp_path / "videos" / "noise.mp4").write_bytes(b"noise" * 99)
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    monkeypatch.setattr(sys, "argv", ["elastivid", *arguments])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+def test_index_then_search(colours, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "index", "videos")
+    assert code == 0
+    assert "3 files read, 0 unchanged, 1 with trouble" in out
+    assert "x realtime" in out
+    assert re.search(r"trouble: videos/noise\.mp4: failed: .+", out)
+    assert (colours / "library.ev" / "index.json").exists()
+
+    code, out, _ = run(monkeypatch, capsys, "search", "green", "--top", "2")
+    assert code == 0
+    first = out.splitlines()[0]
+    assert re.fullmatch(r"  1   1\.000  videos/b\.mp4  0:00\.0 - 0:05\.\d", first), first
+    assert "7 windows searched in" in out.splitlines()[-1]
+
+    code, out, _ = run(monkeypatch, capsys, "index", "videos")
+    assert "0 files read, 3 unchanged, 0 with trouble" in out
+    assert "1 unchanged files could not be read before (--retry-failed tries again)" in out
+
+
+def test_search_as_json(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    code, out, _ = run(monkeypatch, capsys, "search", "red", "--json", "--top", "1")
+    found = json.loads(out)
+    assert code == 0
+    assert set(found) == {"query", "index", "windows", "milliseconds", "moments"}
+    assert found["query"] == "red"
+    assert found["windows"] == 7
+    (moment,) = found["moments"]
+    assert set(moment) == {"path", "start_seconds", "end_seconds", "score", "peak_seconds", "windows"}
+    assert moment["path"] == str(colours / "videos" / "a.mp4")
+    assert (moment["start_seconds"], moment["end_seconds"]) == (0.0, 6.0)
+
+
+def test_search_by_example_and_report(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    code, out, _ = run(monkeypatch, capsys, "search", "--like", "videos/a.mp4@10s", "--html", "out/r.html")
+    assert code == 0
+    assert "videos/a.mp4  0:06.0 - 0:12" in out.splitlines()[0]
+    assert "report: out/r.html" in out
+    assert "data:image/jpeg" in (colours / "out" / "r.html").read_text()
+
+
+def test_a_file_that_is_gone_is_marked(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    (colours / "videos" / "b.mp4").unlink()
+    _, out, _ = run(monkeypatch, capsys, "search", "green", "--top", "1")
+    assert "(file is gone)" in out
+
+
+def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos", "--index", "one.ev")
+    assert (colours / "one.ev").exists()
+    assert run(monkeypatch, capsys, "search", "red")[0] == 1
+    monkeypatch.setenv("ELASTIVID_INDEX", str(colours / "one.ev"))
+    assert run(monkeypatch, capsys, "search", "red")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("search", "red"), 1, r"elastivid: there is no index at .*library\.ev; make one with: elastivid index FOLDER"),
+        (("index", "nope"), 1, "elastivid: no such file or folder: .*nope"),
+        (("search",), 2, "elastivid: give either words or like="),
+        (("search", "red", "--top", "0"), 2, "Invalid value for '--top'"),
+        (("index",), 2, "Missing argument 'FOLDER...'"),
+        (("index", "videos", "--decode", "fast"), 1, "elastivid: decode must be one of"),
+        (("frobnicate",), 2, "No such command 'frobnicate'"),
+        (("info", "videos"), 1, "elastivid: videos is a folder but no index"),
+        (("info", "videos/noise.mp4"), 1, "elastivid: .*noise.mp4"),
+        (("info", "nanno"), 1, "elastivid: unknown weights .*'nanno'.*Did you mean 'nano'"),
+    ],
+)
+def test_errors_are_one_clean_line(colours, monkeypatch, capsys, arguments, code, message):
+    got, out, err = run(monkeypatch, capsys, *arguments)
+    assert got == code
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert not out
+    if err.startswith("elastivid: "):
+        assert err.count("\n") == 1
+
+
+def test_an_empty_query_is_wrong_usage(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    assert run(monkeypatch, capsys, "search", " ")[0] == 2
+
+
+def test_interrupting_keeps_what_is_finished(colours, monkeypatch, capsys):
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(index_module.Index, "add", interrupted)
+    code, _, err = run(monkeypatch, capsys, "index", "videos")
+    assert code == 130
+    assert "run the same command to go on" in err
+
+
+def test_info_about_an_index_and_a_file(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    _, out, _ = run(monkeypatch, capsys, "info", "library.ev")
+    assert "3: 1 failed, 2 indexed" in out
+    assert "256 tokens" in out
+    assert "videos/noise.mp4" in out
+    _, out, _ = run(monkeypatch, capsys, "info", "videos/b.mp4")
+    assert re.search(r"width +64\n", out)
+    assert re.search(r"codec +mpeg4\n", out)
+
+
+def test_doctor_names_what_is_missing(monkeypatch, capsys):
+    found = info.importlib.util.find_spec
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None if name == "lancedb" else found(name))
+    code, out, _ = run(monkeypatch, capsys, "doctor")
+    assert code == 1
+    assert "missing: lancedb. Run: pip install 'elastivid[search]'" in out
+    assert f"elastivid   {__version__}" in out
+    assert "h264" in out
+
+
+def test_flags_are_frozen(monkeypatch, capsys):
+    for command, flags in COMMANDS.items():
+        _, out, _ = run(monkeypatch, capsys, command, "--help")
+        assert set(re.findall(r"--[a-z-]+", out)) - {"--help"} >= flags
+        listed = set(re.findall(r"^  (--[a-z-]+)(?: / (--[a-z-]+))?", out, re.M))
+        assert {flag for pair in listed for flag in pair if flag} - {"--help"} == flags
+
+
+def test_version(monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "--version")[1] == f"elastivid {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["index", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments):
+    script = """
+import sys
+sys.argv = ["elastivid", *sys.argv[1:]]
+from elastivid.app.cli import main
+try:
+    main()
+except SystemExit as left:
+    assert not left.code
+heavy = {"torch", "av", "lancedb", "pyarrow", "PIL", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr("elastivid.app.progress.LINE_EVERY_SECONDS", 0.0)
+    with show_progress() as progress:
+        progress(Progress(3, 10, 30.0, 100, 7, 60.0, 2.0, "/x/a.mp4"))
+    assert capsys.readouterr().err == "3/10 videos, 1.5 videos/s, 30x realtime, 4.7 s left, at /x/a.mp4\n"
+
+
+def test_times_are_readable():
+    assert [clock(t) for t in (0, 59.96, 61.5, 3600)] == ["0:00.0", "1:00.0", "1:01.5", "1:00:00.0"]
+    assert [span(t) for t in (0.0123, 5, 600, 7300)] == ["12 ms", "5.0 s", "10 min", "2.0 h"]

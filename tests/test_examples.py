@@ -50,14 +50,11 @@ def test_read_video_takes_a_file(tmp_path):
 
 def blocks() -> list[tuple[str, str]]:
     """Page and text of every Python block of the README and the documentation."""
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-    return [
-        (f"{page.relative_to(ROOT)}:{number}", text)
-        for page in pages
-        for number, text in enumerate(
-            re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.M | re.S), start=1
-        )
-    ]
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        texts = re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+        found += [(f"{page.relative_to(ROOT)}:{number}", text) for number, text in enumerate(texts, start=1)]
+    return found
 
 
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in blocks()])

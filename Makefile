@@ -34,7 +34,7 @@ test: setup lint docs  ## everything: lint, types, docs, all tests with the exam
 	$(BIN)/pytest
 
 check: setup lint  ## under a minute: lint, types, structure, fast tests
-	$(BIN)/pytest tests/test_structure.py tests/core tests/layers tests/select -m "not slow"
+	$(BIN)/pytest tests/test_structure.py tests/core tests/select tests/models -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

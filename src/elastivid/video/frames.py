@@ -31,7 +31,7 @@ class FrameConverter:
         else:
             self._shape = None
         self._turns, self._mirrored = 0, False
-        self._ready = False
+        self.ready = False
         self._reformatter = VideoReformatter()
 
     def prepare(self, first: VideoFrame) -> None:
@@ -39,7 +39,7 @@ class FrameConverter:
         self._turns, self._mirrored = orientation(first)
         if self._shape is None:
             self._shape = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
-        self._ready = True
+        self.ready = True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,8 +49,6 @@ class FrameConverter:
 
     def __call__(self, frame: VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
         """RGB of `frame`: uint8 (H, W, 3), written to `out` when given."""
-        if not self._ready:
-            self.prepare(frame)
         height, width = self.shape
         if out is None:
             out = np.empty((height, width, 3), dtype=np.uint8)
@@ -60,7 +58,7 @@ class FrameConverter:
             frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", threads=1
         )
         plane = rgb.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8, count=height * plane.line_size)
+        rows = np.frombuffer(memoryview(plane), dtype=np.uint8, count=height * plane.line_size)
         pixels = rows.reshape(height, plane.line_size)[:, : 3 * width].reshape(height, width, 3)  # (H, W, 3)
         if self._mirrored:
             pixels = pixels[:, ::-1]

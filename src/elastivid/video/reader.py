@@ -6,20 +6,21 @@ Letters: T frames, H height, W width.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 
-import av
 import numpy as np
-from av.video.frame import VideoFrame
 
 from elastivid.core.clip import Clip
-from elastivid.video.errors import TruncatedVideoError, VideoTimeoutError, VideoTooLargeError
+from elastivid.core.errors import PointError
+from elastivid.core.point import DECODE_MODES
+from elastivid.video.decoder import Decoded, Decoder, IndexMismatch
+from elastivid.video.errors import TruncatedVideoError, VideoTooLargeError
 from elastivid.video.frames import FrameConverter
-from elastivid.video.source import Limits, VideoMetadata, describe, open_container
+from elastivid.video.index import PacketIndex
+from elastivid.video.source import Limits, VideoMetadata, describe
 
-THREADED_PIXELS = 1280 * 720
 HOLD_SECONDS = 1.0
 
 
@@ -30,11 +31,13 @@ class VideoReader:
     Indices count frames as sequential decoding gives them. Frames are RGB uint8, rotated as the file asks; when the
     resolution changes within the stream, frames are resized to that of the first one.
 
+    A packet that cannot be decoded does not end reading: the rest is read, and `Clip.problem` says what is missing.
+
     Args:
         path: local file.
         size: `None` keeps the stored size; one int makes a square, (height, width) any other size. Resizing is
             antialiased bilinear, without keeping the aspect ratio.
-        limits: what reading may cost.
+        limits: what reading may cost; `None` takes the defaults of `Limits`.
         threads: decoder threads; `None` takes one below 720p and all cores from there on.
 
     Raises:
@@ -51,17 +54,12 @@ class VideoReader:
         limits: Limits | None = None,
         threads: int | None = None,
     ) -> None:
-        self._path = os.fspath(path)
-        self._limits = limits or Limits()
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be >= 1 or None, got {threads}")
-        self._threads = threads
         self._convert = FrameConverter(size)
+        self._decoder = Decoder(path, limits or Limits(), threads)
+        self._path = self._decoder.path
         self._metadata: VideoMetadata | None = None
-        self._problem = ""
-        self._deadline = 0.0
-        self._fresh = False
-        self._open()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -73,7 +71,7 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file. Closing twice is fine."""
-        self._container.close()
+        self._decoder.close()
 
     @property
     def metadata(self) -> VideoMetadata:
@@ -83,159 +81,251 @@ class VideoReader:
             TruncatedVideoError: no frame can be decoded.
         """
         if self._metadata is None:
-            first = next((frame for _, _, frame in self._decode()), None)
-            if first is None:
+            decoder = self._decoder
+            decoder.start_clock()
+            if decoder.first is None and next(decoder.sequential(), None) is None:
                 raise TruncatedVideoError(self._nothing())
-            self._prepare(first)
-        assert self._metadata is not None
+            described = describe(self._path, decoder.container, decoder.stream, decoder.first)
+            if described.duration_seconds is None:
+                described = replace(described, duration_seconds=decoder.measure_seconds())
+            self._metadata = described
         return self._metadata
+
+    def count_frames(self) -> int:
+        """Frames of the stream, counted: from the packet index where there is one, else by decoding everything."""
+        self._decoder.start_clock()
+        index = self._decoder.index()
+        return index.num_frames if index is not None else sum(1 for _ in self._decoder.sequential())
 
     def frames_at(self, indices: Sequence[int] | np.ndarray) -> Clip:
         """Frames by index into the sequentially decoded stream, in the order and with the repeats asked for.
 
         Raises:
-            IndexError: an index is negative, or not within a stream that decodes without a problem.
-            VideoError: nothing can be decoded, or a limit is exceeded.
+            IndexError: an index is negative, or lies beyond the end of a stream that decodes without a problem.
+            TruncatedVideoError: no frame can be decoded.
+            VideoError: a limit is exceeded.
         """
         wanted = np.asarray(indices, dtype=np.int64).reshape(-1)  # (T,)
         if len(wanted) and wanted.min() < 0:
             raise IndexError(f"{self._path}: frame indices must be >= 0, got {wanted.min()}")
+        self._decoder.start_clock()
         unique, place = np.unique(wanted, return_inverse=True)
-        found = list(self._pick(unique))
-        if len(found) < len(unique) and not self._problem:
-            raise IndexError(f"{self._path}: frame {unique[len(found)]} was asked for, but the stream is shorter")
-        return self._clip(found, place[place < len(found)])
+        try:
+            clip = self._collect(self._select(unique), len(unique))
+        except IndexMismatch:
+            self._decoder.distrust()
+            clip = self._collect(self._select(unique), len(unique))
+        if len(clip) < len(unique) and not clip.problem:
+            raise IndexError(
+                f"{self._path}: frame {unique[len(clip)]} was asked for, but the stream ends before it; "
+                "`count_frames()` tells how many there are"
+            )
+        return _arrange(clip, place)
 
     def frames_played_at(self, seconds: Sequence[float] | np.ndarray, *, decode: str = "exact") -> Clip:
         """The frame on display at each time, in the order and with the repeats asked for.
 
-        That is the last frame before the first one whose time lies after the time asked for. The last frame stays on
-        display for `HOLD_SECONDS` after its end; later times are left out and reported in `Clip.problem`.
+        That is the last frame before the first one whose time lies after the time asked for; times before the first
+        frame show the first one. The last frame stays on display for `HOLD_SECONDS` after its end; later times are
+        left out and reported in `Clip.problem`.
 
         Args:
             seconds: times since the first frame.
             decode: "exact", or "keyframes" for the nearest keyframe at or before each time.
+
+        Raises:
+            TruncatedVideoError: no frame can be decoded.
+            VideoError: a limit is exceeded.
         """
         wanted = np.asarray(seconds, dtype=np.float64).reshape(-1)  # (T,)
         unique, place = np.unique(wanted, return_inverse=True)
-        clips = list(self.iterate_played_at(unique, decode=decode))
-        if not clips:
-            raise TruncatedVideoError(self._nothing())
-        frames = np.concatenate([c.frames for c in clips])
+        self._decoder.start_clock()
+        distinct: list[Clip] = []
+        shown: list[int] = []
+        size_bytes = 0
+        for clip in self.iterate_played_at(unique, decode=decode):
+            if not distinct or clip is not distinct[-1]:
+                distinct.append(clip)
+                size_bytes += clip.frames.nbytes
+                self._need_bytes(size_bytes)
+            shown.append(len(distinct) - 1)
+        if not distinct:
+            return self._empty()
         clip = Clip(
-            frames,
-            np.concatenate([c.indices for c in clips]),
-            np.concatenate([c.times_seconds for c in clips]),
+            np.concatenate([c.frames for c in distinct]),
+            np.concatenate([c.indices for c in distinct]),
+            np.concatenate([c.times_seconds for c in distinct]),
             self._path,
-            self._problem,
+            self._decoder.problem,
         )
-        return clip[place[place < len(clip)]]
+        if len(shown) < len(unique) and not clip.problem:
+            late = f"the video ends at {clip.times_seconds[-1]:.3f} s, before {unique[len(shown)]:.3f} s"
+            clip = replace(clip, problem=late)
+        return _arrange(clip, np.array(shown)[place[place < len(shown)]])
 
     def iterate(self) -> Iterator[Clip]:
-        """All frames in order, as clips of one frame each."""
-        for index, seconds, frame in self._decode():
-            yield self._one(index, seconds, frame)
-            self._start_clock()
+        """All frames in order, as clips of one frame each, in bounded memory.
 
-    def iterate_played_at(self, seconds: Sequence[float] | np.ndarray, *, decode: str = "exact") -> Iterator[Clip]:
-        """`frames_played_at` for ascending times, as clips of one frame each and in bounded memory."""
-        wanted = np.asarray(seconds, dtype=np.float64).reshape(-1)  # (T,)
-        position = 0
-        shown: tuple[int, float, VideoFrame] | None = None
-        for item in self._decode():
-            while position < len(wanted) and shown is not None and item[1] > wanted[position]:
-                yield self._one(*shown)
-                position += 1
-                self._start_clock()
-            if position == len(wanted):
-                return
-            shown = item
-        while position < len(wanted) and shown is not None and wanted[position] <= shown[1] + HOLD_SECONDS:
-            yield self._one(*shown)
-            position += 1
-
-    def _open(self) -> None:
-        self._container, self._stream = open_container(self._path, self._limits)
-        codec = self._stream.codec_context
-        big = codec.width * codec.height >= THREADED_PIXELS
-        codec.thread_type = "AUTO" if big or (self._threads or 1) > 1 else "SLICE"
-        codec.thread_count = self._threads or (0 if big else 1)
-        self._fresh = True
-
-    def _start_clock(self) -> None:
-        self._deadline = time.monotonic() + self._limits.timeout_seconds
-
-    def _decode(self) -> Iterator[tuple[int, float, VideoFrame]]:
-        """The whole stream in order: index, seconds since the first frame, frame."""
-        if not self._fresh:
-            self.close()
-            self._open()
-        self._fresh = False
-        self._start_clock()
-        count, failed = 0, 0
-        origin = 0.0
-        packets = self._container.demux(self._stream)
-        while True:
-            if time.monotonic() > self._deadline:
-                raise VideoTimeoutError(f"{self._path}: took longer than {self._limits.timeout_seconds} s")
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                frames = packet.decode()
-            except av.error.EOFError:
-                break
-            except av.error.FFmpegError as error:
-                failed += 1
-                self._problem = f"{failed} packets could not be decoded ({error.strerror})"
-                if failed > 1000:
-                    break
-                continue
-            for frame in frames:
-                seconds = self._seconds(frame, count)
-                if count == 0:
-                    origin = seconds
-                    self._prepare(frame)
-                if count >= self._limits.max_frames:
-                    raise VideoTooLargeError(f"{self._path}: more than Limits.max_frames={self._limits.max_frames}")
-                yield count, seconds - origin, frame
-                count += 1
-        if count == 0:
+        Raises:
+            TruncatedVideoError: no frame can be decoded.
+            VideoError: a limit is exceeded.
+        """
+        self._decoder.start_clock()
+        for item in self._decoder.sequential():
+            yield self._one(item)
+            self._decoder.start_clock()
+        if self._decoder.first is None:
             raise TruncatedVideoError(self._nothing())
 
-    def _seconds(self, frame: VideoFrame, index: int) -> float:
-        if frame.pts is not None:
-            return float(frame.pts * frame.time_base)
-        return index / float(self._stream.average_rate or self._stream.guessed_rate or 25)
+    def iterate_played_at(self, seconds: Sequence[float] | np.ndarray, *, decode: str = "exact") -> Iterator[Clip]:
+        """`frames_played_at` for ascending times: one clip of one frame per time, in bounded memory.
 
-    def _prepare(self, first: VideoFrame) -> None:
-        if self._metadata is None:
-            self._metadata = describe(self._path, self._container, self._stream, first)
-            self._convert.prepare(first)
+        Consecutive times that show the same frame give the same clip object. Fewer clips than times mean that the
+        video ends earlier.
 
-    def _pick(self, unique: np.ndarray) -> Iterator[tuple[int, float, VideoFrame]]:
+        Raises:
+            PointError: the times do not ascend, or `decode` is not known.
+            TruncatedVideoError: no frame can be decoded.
+            VideoError: a limit is exceeded.
+        """
+        wanted = np.asarray(seconds, dtype=np.float64).reshape(-1)  # (T,)
+        if decode not in DECODE_MODES:
+            raise PointError(f"decode must be one of {DECODE_MODES}, got {decode!r}")
+        if not np.all(np.isfinite(wanted)) or np.any(np.diff(wanted) < 0):
+            raise PointError("times must be finite and ascending; sort them first")
+        self._decoder.start_clock()
+        given, last, clip = 0, None, None
+        try:
+            for item in self._play(wanted, decode):
+                if clip is None or item is not last:
+                    last, clip = item, self._one(item)
+                yield clip
+                given += 1
+                self._decoder.start_clock()
+        except IndexMismatch:
+            self._decoder.distrust()
+            for item in self._play(wanted[given:], decode):
+                yield self._one(item)
+                self._decoder.start_clock()
+        if len(wanted) and self._decoder.first is None:
+            raise TruncatedVideoError(self._nothing())
+
+    def decoded_frames_at(self, indices: Sequence[int] | np.ndarray) -> Iterator[Decoded]:
+        """As `frames_at` for ascending indices without repeats, but undisturbed: native planes, neither converted,
+        resized nor rotated, as (index, seconds, av.VideoFrame).
+
+        Raises:
+            IndexMismatch: the packet index turned out wrong (`frames_at` reads sequentially then).
+            VideoError: as `frames_at`.
+        """
+        self._decoder.start_clock()
+        return self._select(np.asarray(indices, dtype=np.int64).reshape(-1))
+
+    @property
+    def earns_random_access(self) -> bool:
+        """Whether frames are reached through a packet index; otherwise reading is one sequential pass."""
+        return self._decoder.index() is not None
+
+    def _select(self, unique: np.ndarray) -> Iterator[Decoded]:
+        """Frames by ascending index; ends early where the stream does."""
+        if len(unique) == 0:
+            return
+        index = self._decoder.index()
+        if index is not None:
+            yield from self._decoder.indexed(unique[unique < index.num_frames])
+            return
         wanted = iter(unique.tolist())
         target = next(wanted, None)
-        if target is None:
-            return
-        for item in self._decode():
-            if item[0] == target:
+        for item in self._decoder.sequential():
+            if item.index == target:
                 yield item
                 target = next(wanted, None)
                 if target is None:
                     return
 
-    def _one(self, index: int, seconds: float, frame: VideoFrame) -> Clip:
-        pixels = self._convert(frame)[None]  # (1, H, W, 3)
-        return Clip(pixels, np.array([index]), np.array([seconds]), self._path, self._problem)
+    def _play(self, wanted: np.ndarray, decode: str) -> Iterator[Decoded]:
+        """One item per time; the same object again while the same frame is on display."""
+        index = self._decoder.index() if len(wanted) else None
+        if index is None:
+            yield from self._play_sequential(wanted, keyframes_only=decode == "keyframes")
+            return
+        wanted = wanted[wanted <= index.end_seconds() + HOLD_SECONDS]
+        frames = _shown_at(index, wanted, keyframes_only=decode == "keyframes")
+        unique, repeats = np.unique(frames, return_counts=True)
+        for item, count in zip(self._decoder.indexed(unique), repeats.tolist(), strict=True):
+            for _ in range(count):
+                yield item
 
-    def _clip(self, found: list[tuple[int, float, VideoFrame]], place: np.ndarray) -> Clip:
-        height, width = self._convert.shape if found else (0, 0)
-        frames = np.empty((len(found), height, width, 3), dtype=np.uint8)
-        for i, (_, _, frame) in enumerate(found):
-            self._convert(frame, frames[i])
-        clip = Clip(frames, np.array([f[0] for f in found]), np.array([f[1] for f in found]), self._path, self._problem)
-        return clip if np.array_equal(place, np.arange(len(found))) else clip[place]
+    def _play_sequential(self, wanted: np.ndarray, *, keyframes_only: bool) -> Iterator[Decoded]:
+        position, shown = 0, None
+        for item in self._decoder.sequential(keyframes_only=keyframes_only):
+            while position < len(wanted) and shown is not None and item.seconds > wanted[position]:
+                yield shown
+                position += 1
+            if position == len(wanted):
+                return
+            shown = item
+        if shown is None:
+            return
+        end = shown.seconds + self._decoder.shown_seconds(shown.frame)
+        while position < len(wanted) and wanted[position] <= end + HOLD_SECONDS:
+            yield shown
+            position += 1
+
+    def _collect(self, items: Iterator[Decoded], count: int) -> Clip:
+        frames = np.empty((0, 0, 0, 3), dtype=np.uint8)
+        indices: list[int] = []
+        times: list[float] = []
+        for item in items:
+            if not indices:
+                height, width = self._shape()
+                self._need_bytes(count * height * width * 3)
+                frames = np.empty((count, height, width, 3), dtype=np.uint8)  # (T, H, W, 3)
+            self._convert(item.frame, frames[len(indices)])
+            indices.append(item.index)
+            times.append(item.seconds)
+        if count and self._decoder.first is None:
+            raise TruncatedVideoError(self._nothing())
+        return Clip(frames[: len(indices)], np.array(indices), np.array(times), self._path, self._decoder.problem)
+
+    def _one(self, item: Decoded) -> Clip:
+        self._shape()
+        pixels = self._convert(item.frame)[None]  # (1, H, W, 3)
+        return Clip(pixels, np.array([item.index]), np.array([item.seconds]), self._path, self._decoder.problem)
+
+    def _empty(self) -> Clip:
+        return Clip(np.empty((0, 0, 0, 3), dtype=np.uint8), np.zeros(0), np.zeros(0), self._path, self._decoder.problem)
+
+    def _shape(self) -> tuple[int, int]:
+        if not self._convert.ready:
+            assert self._decoder.first is not None
+            self._convert.prepare(self._decoder.first)
+        return self._convert.shape
+
+    def _need_bytes(self, size: int) -> None:
+        limit = self._decoder.limits.max_clip_bytes
+        if size > limit:
+            raise VideoTooLargeError(
+                f"{self._path}: the clip would take {size} bytes, more than Limits.max_clip_bytes={limit}; "
+                "ask for fewer frames or a smaller size, or use iterate()"
+            )
 
     def _nothing(self) -> str:
-        return f"{self._path}: no frame can be decoded" + (f" ({self._problem})" if self._problem else "")
+        problem = self._decoder.problem
+        return f"{self._path}: no frame can be decoded" + (f" ({problem})" if problem else "; the file may be cut off")
+
+
+def _shown_at(index: PacketIndex, seconds: np.ndarray, *, keyframes_only: bool) -> np.ndarray:
+    """Frame on display at each time, int64 (T,)."""
+    times = np.maximum.accumulate(index.times_seconds())  # (F,)
+    frames = np.searchsorted(times, seconds, side="right") - 1
+    if keyframes_only:
+        keys = np.flatnonzero(np.isin(index.packet_of_frame, index.starts))
+        frames = keys[np.maximum(np.searchsorted(keys, frames, side="right") - 1, 0)]
+    return np.maximum(frames, 0)
+
+
+def _arrange(clip: Clip, place: np.ndarray) -> Clip:
+    """Frames of `clip` at `place`, those that are there; without a copy when that changes nothing."""
+    place = place[place < len(clip)]
+    return clip if np.array_equal(place, np.arange(len(clip))) else clip[place]

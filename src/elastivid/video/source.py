@@ -1,7 +1,7 @@
 """Opening a local file safely, and what its header says.
 
-FFmpeg may be talked into opening other files or URLs (playlists, concatenation scripts, numbered pictures). Here it gets
-one regular local file, the `file` protocol only, and a fixed list of container formats that hold their own data.
+FFmpeg may be talked into opening other files or URLs (playlists, concatenation scripts, numbered pictures). Here it
+gets one regular local file, the `file` protocol only, and a fixed list of container formats that hold their own data.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def orientation(frame: VideoFrame | None) -> tuple[int, bool]:
     matrix = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
     if matrix is None:
         return 0, False
-    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), dtype=np.int32)[:5].tolist()
     mirrored = a * d - b * c < 0
     if mirrored:
         a, b = -a, -b
@@ -219,8 +219,8 @@ def orientation(frame: VideoFrame | None) -> tuple[int, bool]:
 
 def _start_seconds(stream: VideoStream, first: VideoFrame | None) -> float:
     if first is not None and first.pts is not None:
-        return float(first.pts * first.time_base)
-    return float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+        return float(first.pts * (first.time_base or 1))
+    return float(stream.start_time * (stream.time_base or 1)) if stream.start_time is not None else 0.0
 
 
 def _num_frames(stream: VideoStream) -> int | None:
@@ -232,7 +232,7 @@ def _duration_seconds(container: InputContainer, stream: VideoStream) -> float |
     if container.format.name.startswith("mov") and len(entries) > 1:
         # The sample table tells what is there; the header may claim anything.
         span = entries[-1].timestamp - entries[0].timestamp
-        return float(span * stream.time_base) * len(entries) / (len(entries) - 1)
+        return float(span * (stream.time_base or 1)) * len(entries) / (len(entries) - 1)
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return float(stream.duration * (stream.time_base or 1))
     return container.duration / av.time_base if container.duration else None

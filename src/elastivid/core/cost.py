@@ -201,7 +201,7 @@ def hardware_key(runtime: Runtime | None = None) -> str:
 
     runtime = runtime or Runtime()
     threads = runtime.threads or torch.get_num_threads()
-    device = _cpu_model() if runtime.device == "cpu" else torch.cuda.get_device_name(runtime.device)
+    device = cpu_model() if runtime.device == "cpu" else torch.cuda.get_device_name(runtime.device)
     return " | ".join(
         (
             device,
@@ -213,7 +213,7 @@ def hardware_key(runtime: Runtime | None = None) -> str:
     )
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """Name of the processor; the machine type where the system does not tell."""
     import platform
     from pathlib import Path

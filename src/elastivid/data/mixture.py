@@ -2,27 +2,29 @@
 
 Every sample depends on (seed, index) alone, so a run can be repeated whatever the number of workers.
 
-Letters: B clips, T frames, H W pixels, M wrong texts per clip.
+Letters: B clips, T frames, H W (or h w) pixels, M wrong texts per clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from elastivid.data.labelled import LabelledClips, cache_frames
 from elastivid.data.synthetic import Content, captions, hard_negatives, render_frames, sample_scene
-from elastivid.video.transforms import Transform
+from elastivid.data.world import COLOURS, MOTIONS, SHAPES
 
 CACHED_FRAMES = 16  # evenly spread frames kept of every labelled clip
 ASPECTS = (1.0, 4 / 3, 4 / 3, 16 / 9)  # aspect of the file that a square training frame was squashed from
+ATTRIBUTE_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, len(MOTIONS) + 1) * 2  # the last class is "no such phrase"
+IGNORED = -100  # class number that cross-entropy leaves out
 PROMPTS = ("{}", "a person {}", "someone {}", "a video of a person {}", "people {}", "the action of {}")
 GERUNDS = {
     "brush_hair": "brushing hair",
@@ -54,16 +56,19 @@ class Sample:
     """One clip with a text that describes it and texts that do not.
 
     Args:
-        video: float (T, 3, H, W), through the transform.
+        frames: uint8 (T, H, W, 3).
         text: a true caption.
         hard_texts: captions that are wrong in one respect.
         key: what the clip shows, to tell when the text of one sample also describes another.
+        attributes: (6,) class numbers of colour, shape and motion of the first and second phrase, see
+            `attribute_numbers`; all `IGNORED` for labelled clips.
     """
 
-    video: Tensor
+    frames: np.ndarray
     text: str
     hard_texts: tuple[str, ...]
     key: tuple[Any, ...]
+    attributes: tuple[int, ...]
 
 
 class Mixture(Dataset):
@@ -71,16 +76,12 @@ class Mixture(Dataset):
 
     Args:
         config: sizes, seed and shares.
-        transform: the model's transform; its size is replaced by that of `config`.
         clips: labelled clips, needed when `config.real_share` is above 0.
         cache: folder for their decoded frames.
     """
 
-    def __init__(
-        self, config: MixtureConfig, transform: Transform, clips: LabelledClips | None = None, cache: Path | None = None
-    ) -> None:
+    def __init__(self, config: MixtureConfig, clips: LabelledClips | None = None, cache: Path | None = None) -> None:
         self.config = config
-        self.transform = replace(transform, size=config.size)
         self.frames: np.ndarray | None = None
         if config.real_share > 0:
             if clips is None or cache is None:
@@ -107,10 +108,11 @@ class Mixture(Dataset):
         frames = render_frames(scene, times.clip(0, None), config.size)
         wrong = hard_negatives(scene, rng, config.hard_texts, split="train")
         return Sample(
-            video=self.transform(frames),
+            frames=frames,
             text=captions(scene, rng),
             hard_texts=tuple(text for _, text in wrong),
             key=scene.content,
+            attributes=attribute_numbers(scene.content),
         )
 
     def _real(self, rng: np.random.Generator) -> Sample:
@@ -121,15 +123,15 @@ class Mixture(Dataset):
         low = rng.uniform(0, 0.3)
         places = low + (rng.uniform(low + 0.6, 1.0) - low) * (np.arange(config.frames) + jitter) / config.frames
         video = self.frames[row, np.minimum((places * CACHED_FRAMES).astype(int), CACHED_FRAMES - 1)]
-        video = _random_crop(video, rng)
-        video = _recolour(video, rng)
+        video = _recolour(_resize(_random_crop(video, rng), config.size), rng)
         others = rng.permutation([c for c in self.clips.classes if c != label])[: config.hard_texts]
         prompt = str(rng.choice(PROMPTS))
         return Sample(
-            video=self.transform(video),
+            frames=video,
             text=prompt.format(GERUNDS[label]),
             hard_texts=tuple(str(rng.choice(PROMPTS)).format(GERUNDS[c]) for c in others),
             key=(label,),
+            attributes=(IGNORED,) * len(ATTRIBUTE_SIZES),
         )
 
 
@@ -156,6 +158,15 @@ class MixtureConfig:
     leave_out: int = -1
 
 
+def attribute_numbers(content: Content) -> tuple[int, ...]:
+    """Class numbers of colour, shape and motion of two phrases; a missing second phrase takes the last class."""
+    numbers: list[int] = []
+    for phrase in (*content, None)[:2]:
+        for table, name in ((tuple(COLOURS), "colour"), (SHAPES, "shape"), (MOTIONS, "motion")):
+            numbers.append(len(table) if phrase is None else table.index(getattr(phrase, name)))
+    return tuple(numbers)
+
+
 def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
     """Whether what `text` says happens in `clip`: its parts occur there in this order (speeds aside)."""
     parts = iter(clip)
@@ -163,12 +174,14 @@ def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A batch: `video` (B, T, 3, H, W), `texts` [B], `hard_texts` [B][M], `same` (B, B) bool for the loss."""
+    """A batch: `frames` uint8 (B, T, H, W, 3), `texts` [B], `hard_texts` [B][M], `same` (B, B) bool for the loss,
+    `attributes` (B, 6)."""
     keys = [s.key for s in samples]
     return {
-        "video": torch.stack([s.video for s in samples]),  # (B, T, 3, H, W)
+        "frames": torch.from_numpy(np.stack([s.frames for s in samples])),  # (B, T, H, W, 3)
         "texts": [s.text for s in samples],
         "hard_texts": [list(s.hard_texts) for s in samples],
+        "attributes": torch.tensor([s.attributes for s in samples]),  # (B, 6)
         "same": torch.tensor([[describes(text, clip) for text in keys] for clip in keys]),  # (B, B)
     }
 
@@ -186,12 +199,16 @@ def _random_crop(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cropped[:, :, ::-1] if rng.random() < 0.5 else cropped
 
 
+def _resize(video: np.ndarray, size: int) -> np.ndarray:
+    """Antialiased bilinear resize to a square: (T, h, w, 3) to (T, size, size, 3) uint8."""
+    planes = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
+    resized = F.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()  # (T, size, size, 3)
+
+
 def _recolour(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Random contrast, brightness and, at times, grey: (T, H, W, 3) uint8."""
     out = (video.astype(np.float32) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
     if rng.random() < 0.2:
         out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
     return out.clip(0, 255).astype(np.uint8)
-
-
-__all__ = ["GERUNDS", "Content", "Mixture", "MixtureConfig", "Sample", "collate", "describes"]

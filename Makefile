@@ -48,7 +48,9 @@ docs: setup  ## the documentation as a site under site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.torch-$(TORCH_VERSION): constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "elastivid needs Python 3.11 or newer, got $$($(PYTHON) --version); run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@set -e; pip="$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt"; \
 	case "$(TORCH)-$$(uname -s)" in \
 	  cpu-Linux) echo "installing the CPU build of torch; for another: make setup TORCH=default or TORCH=<wheel index>"; \
@@ -56,8 +58,9 @@ $(VENV)/.torch-$(TORCH_VERSION): constraints.txt
 	  cpu-*|default-*) echo "installing torch as pip finds it"; $$pip "torch==$(TORCH_VERSION)";; \
 	  *) echo "installing torch from $(TORCH)"; $$pip "torch==$(TORCH_VERSION)" --extra-index-url "$(TORCH)";; \
 	esac
-	touch $@
+	@touch $@
 
 $(VENV)/.ready-%: pyproject.toml constraints.txt | $(VENV)/.torch-$(TORCH_VERSION)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
-	touch $@
+	@echo "installing elastivid[$(EXTRAS_$*)] into $(VENV); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS_$*)]"
+	@touch $@

@@ -219,48 +219,65 @@ class Decoder:
         assert index is not None
         if len(frames) == 0:
             return
+        self.settle(frames)
         times = index.times_seconds()
         runs = index.ranges(frames)
         if self.first is None and runs[0][0] != 0:
             runs.insert(0, (0, 1, []))
         for first, stop, members in runs:
-            promised = {int(index.pts[index.packet_of_frame[frame]]): frame for frame in members}
             wanted = set(members)
+            keep = {int(index.packet_of_frame[frame]) for frame in members}
             if self.first is None:
-                for packet in range(min(PROBED_PACKETS, stop)):
-                    self._promise(index, packet, promised)
+                keep.update(range(min(PROBED_PACKETS, stop)))
+            number_of = index.frame_of_pts(first, stop)
+            promised = {number for number in number_of.values() if index.packet_of_frame[number] in keep}
             latest = -1
-            for frame in self._run(index, first, stop, promised):
-                number = -1 if frame.pts is None else promised.pop(frame.pts, -1)
+            for frame in self._run(index, first, stop, keep):
+                number = number_of.get(frame.pts, -1)
                 if number < 0:
                     continue
                 if number < latest or frame.is_corrupt:
                     raise IndexMismatch(f"{self.path}: frame {number} came out of place or damaged")
                 latest = number
+                promised.discard(number)
                 if self.first is None:
                     self.first = frame
                 if number in wanted:
                     yield Decoded(number, float(times[number]), frame)
             if promised:
-                raise IndexMismatch(f"{self.path}: frames {sorted(promised.values())} did not come out")
+                raise IndexMismatch(f"{self.path}: frames {sorted(promised)} did not come out")
 
-    def _promise(self, index: PacketIndex, packet: int, promised: dict[int, int]) -> None:
-        place = np.flatnonzero(index.packet_of_frame[: 4 * PROBED_PACKETS] == packet)
-        if len(place):
-            promised.setdefault(int(index.pts[packet]), int(place[0]))
+    def settle(self, frames: np.ndarray) -> None:
+        """Make the order of `frames` certain, by decoding the doubtful groups of the index that hold them.
 
-    def _run(self, index: PacketIndex, first: int, stop: int, promised: dict[int, int]) -> Iterator[VideoFrame]:
-        """Decode packets first..stop-1 with a clean decoder, down to the last picture it holds."""
+        Raises:
+            IndexMismatch: a group does not give the frames that the index promised.
+        """
+        index = self._index
+        assert index is not None
+        for group in index.doubtful_among(frames):
+            everything = set(range(group.first_packet, group.stop_packet))
+            came = [f.pts for f in self._run(index, group.first_packet, group.stop_packet, everything)]
+            if not index.settle(group, [pts for pts in came if pts is not None]):
+                raise IndexMismatch(
+                    f"{self.path}: frames {group.first_frame}..{group.stop_frame - 1} are not as indexed"
+                )
+
+    def _run(self, index: PacketIndex, first: int, stop: int, keep: set[int]) -> Iterator[VideoFrame]:
+        """Decode packets first..stop-1 with a clean decoder, down to the last picture it holds.
+
+        Pictures that no other refers to are left out, except those of the packets `keep`.
+        """
         codec = self.stream.codec_context
         selective = codec.codec.canonical_name == "h264"
-        keep = True
+        complete = True
         codec.skip_frame = "DEFAULT"
         try:
-            for packet in self._packets(index, first, stop):
+            for number, packet in enumerate(self._packets(index, first, stop), first):
                 self.check(0)
-                if selective and keep is not (packet.pts in promised):
-                    keep = not keep
-                    codec.skip_frame = "DEFAULT" if keep else "NONREF"
+                if selective and complete is not (number in keep):
+                    complete = not complete
+                    codec.skip_frame = "DEFAULT" if complete else "NONREF"
                 yield from codec.decode(packet)
             yield from codec.decode(None)
         except (av.error.FFmpegError, EOFError) as error:

@@ -5,6 +5,9 @@ bitstream itself proves where decoding may start (`elastivid.video.bitstream`). 
 the i-th picture in the order (closed group, presentation time). Whoever decodes through the index still compares every
 frame with it, and falls back to one sequential pass at the first disagreement.
 
+Presentation times may be wrong themselves (joined segments). A closed group whose times are irregular is doubtful: it
+is decoded as a whole before any of its frames is served, and its frames take the order in which they come out.
+
 Reading the packets costs about 2 % of decoding them.
 Letters: P packets, F frames.
 """
@@ -25,6 +28,18 @@ from av.video.stream import VideoStream
 from elastivid.video.bitstream import PacketParser, Start
 
 CACHED_PACKET_BYTES = 64 << 20
+REGULAR_GAPS = (0.75, 1.5)  # of the median gap between neighbouring frames
+MAX_DOUBTFUL_FRAMES = 600
+
+
+@dataclass(frozen=True)
+class Group:
+    """A closed group: decoding starts at its first packet and needs nothing before. Half-open ranges."""
+
+    first_packet: int
+    stop_packet: int
+    first_frame: int
+    stop_frame: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class PacketIndex:
         packet_of_frame: packet that holds frame i, int64 (F,).
         time_base: seconds per unit.
         end_pts: end of the display of the last frame.
+        doubtful: closed groups whose order of frames is not certain yet; see `settle`.
         packets: the packets themselves, or `None` when they are too large to keep.
     """
 
@@ -47,6 +63,7 @@ class PacketIndex:
     packet_of_frame: np.ndarray
     time_base: Fraction
     end_pts: int
+    doubtful: list[Group]
     packets: list[Packet] | None
 
     @cached_property
@@ -62,6 +79,12 @@ class PacketIndex:
         """F."""
         return len(self.packet_of_frame)
 
+    @cached_property
+    def _frame_of_packet(self) -> np.ndarray:
+        frames = np.full(len(self.pts), -1, dtype=np.int64)  # (P,)
+        frames[self.packet_of_frame] = np.arange(self.num_frames)
+        return frames
+
     def times_seconds(self) -> np.ndarray:
         """Seconds since the first frame, float64 (F,)."""
         pts = self.pts[self.packet_of_frame]
@@ -70,6 +93,27 @@ class PacketIndex:
     def end_seconds(self) -> float:
         """End of the display of the last frame, in seconds since the first frame."""
         return float((self.end_pts - int(self.pts[self.packet_of_frame[0]])) * self.time_base)
+
+    def frame_of_pts(self, first_packet: int, stop_packet: int) -> dict[int | None, int]:
+        """Frame of every presentation time that the packets first..stop-1 give."""
+        numbers = self._frame_of_packet[first_packet:stop_packet]
+        pairs = zip(self.pts[first_packet:stop_packet].tolist(), numbers.tolist(), strict=True)
+        return {pts: number for pts, number in pairs if number >= 0}
+
+    def doubtful_among(self, frames: np.ndarray) -> list[Group]:
+        """Doubtful groups that hold one of `frames`."""
+        return [g for g in self.doubtful if np.any((frames >= g.first_frame) & (frames < g.stop_frame))]
+
+    def settle(self, group: Group, pts: list[int]) -> bool:
+        """Give the frames of a doubtful group the order in which they came out. False when they are not the same."""
+        packet_of = {int(self.pts[p]): int(p) for p in self.packet_of_frame[group.first_frame : group.stop_frame]}
+        if len(pts) != len(packet_of) or set(pts) != set(packet_of):
+            return False
+        packets = [packet_of[value] for value in pts]
+        self.packet_of_frame[group.first_frame : group.stop_frame] = packets
+        self._frame_of_packet[packets] = np.arange(group.first_frame, group.stop_frame)
+        self.doubtful.remove(group)
+        return True
 
     def start_of(self, packet: int) -> int:
         """Last packet at which decoding can start in order to see the picture of `packet`."""
@@ -162,9 +206,31 @@ def _arrange(
         return None, "decoding cannot start at the first packet"
     if len(np.unique(pts[shown])) != shown.sum():
         return None, "presentation times repeat"
-    group = np.cumsum([kind is Start.CLOSED for kind in kinds])  # (P,)
+    closed = np.flatnonzero([kind is Start.CLOSED for kind in kinds])
+    group = np.searchsorted(closed, np.arange(len(pts)), side="right")  # (P,)
     where = np.flatnonzero(shown)
     packet_of_frame = where[np.lexsort((pts[where], group[where]))]  # (F,)
     if packet_of_frame[0] != 0:
         return None, "pictures are displayed before the first one that can be decoded"
-    return PacketIndex(pts, identity, starts, packet_of_frame, Fraction(stream.time_base or 1), end, packets), ""
+    doubtful = _doubtful_groups(pts, packet_of_frame, np.append(closed, len(pts)))
+    if any(g.stop_frame - g.first_frame > MAX_DOUBTFUL_FRAMES for g in doubtful):
+        return None, "irregular presentation times in a group too long to settle"
+    base = Fraction(stream.time_base or 1)
+    return PacketIndex(pts, identity, starts, packet_of_frame, base, end, doubtful, packets), ""
+
+
+def _doubtful_groups(pts: np.ndarray, packet_of_frame: np.ndarray, bounds: np.ndarray) -> list[Group]:
+    """Closed groups that reorder frames and whose presentation times are irregular."""
+    if len(packet_of_frame) < 3 or np.all(np.diff(packet_of_frame) > 0):
+        return []
+    sorted_pts = pts[packet_of_frame]  # (F,)
+    gaps = np.diff(sorted_pts) / np.median(np.diff(sorted_pts))
+    odd = np.flatnonzero((gaps < REGULAR_GAPS[0]) | (gaps > REGULAR_GAPS[1]))
+    group_of_frame = np.searchsorted(bounds, packet_of_frame, side="right") - 1  # (F,)
+    odd = odd[group_of_frame[odd] == group_of_frame[odd + 1]]  # gaps between groups do not matter
+    groups = []
+    for number in np.unique(group_of_frame[odd]).tolist():
+        first, stop = np.searchsorted(group_of_frame, [number, number + 1]).tolist()
+        if np.any(np.diff(packet_of_frame[first:stop]) < 0):
+            groups.append(Group(int(bounds[number]), int(bounds[number + 1]), first, stop))
+    return groups

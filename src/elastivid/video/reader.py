@@ -250,6 +250,7 @@ class VideoReader:
             yield from self._play_sequential(wanted, keyframes_only=decode == "keyframes")
             return
         wanted = wanted[wanted <= index.end_seconds() + HOLD_SECONDS]
+        self._decoder.settle(_shown_at(index, wanted, keyframes_only=False))
         frames = _shown_at(index, wanted, keyframes_only=decode == "keyframes")
         unique, repeats = np.unique(frames, return_counts=True)
         for item, count in zip(self._decoder.indexed(unique), repeats.tolist(), strict=True):

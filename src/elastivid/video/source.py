@@ -12,6 +12,7 @@ import stat
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -207,10 +208,10 @@ def describe(path: str, container: InputContainer, stream: VideoStream, first: V
 
 def orientation(frame: VideoFrame | None) -> tuple[int, bool]:
     """Quarter turns counter-clockwise (0..3) to apply to a frame, after mirroring it left-right if the bool is true."""
-    matrix = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX") if frame is not None else None
     if matrix is None:
         return 0, False
-    a, b, _, c, d = np.frombuffer(memoryview(matrix), dtype=np.int32)[:5].tolist()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
     mirrored = a * d - b * c < 0
     if mirrored:
         a, b = -a, -b

@@ -30,7 +30,6 @@ from elastivid.data.labelled import LabelledClips, cache_frames
 from elastivid.data.mixture import GERUNDS
 from elastivid.evaluate.metrics import average_precision, expected_average_precision, format_share
 from elastivid.models.dual import PRESETS, FluxDual
-from elastivid.models.text import TextTower
 
 POINT = OperatingPoint(tokens=256)
 FRAMES = 8
@@ -40,7 +39,6 @@ def build(checkpoint: Path | None) -> FluxDual:
     """nano with the weights of a checkpoint, or untrained towers with the distilled text table."""
     torch.manual_seed(0)
     model = PRESETS["nano"].build()
-    model.text = TextTower.from_file(output_dim=model.dim)
     if checkpoint:
         model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
     return model.eval()

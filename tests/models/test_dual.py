@@ -1,0 +1,145 @@
+"""The dual encoder: one space for clips, images and texts, and the file it is kept in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from elastivid.core.errors import PointError, UnknownNameError, WeightsError
+from elastivid.core.point import OperatingPoint
+from elastivid.models.dual import FluxDualConfig
+from elastivid.models.fluxvit import PRESETS
+from elastivid.models.text import TextConfig
+from elastivid.search.text import TextEncoder
+from elastivid.weights.load import build, families, load, read_metadata, resolve, save
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    video = replace(PRESETS["tiny"], pool_dim=128, layer_scale=1.0)
+    return FluxDualConfig(video, TextConfig(output_dim=128)).build().eval()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save(model, path, address="dual/tiny@test", licence="Apache-2.0", card={"trained": "not at all"})
+    return path
+
+
+def clips(batch=2, frames=4, size=56):
+    return torch.randn(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(3))
+
+
+@torch.inference_mode()
+def test_everything_is_a_unit_vector_of_one_space(model):
+    for vectors in (
+        model.embed_clips(clips()),
+        model.embed_clips(clips(), point=OperatingPoint(tokens=9)),
+        model.embed_images(clips()[:, 0]),
+        model.embed_texts(["a red circle moves left", ""]),
+    ):
+        assert vectors.shape == (2, model.dim)
+        assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_an_image_is_a_clip_of_one_frame(model):
+    assert torch.equal(model.embed_images(clips()[:, 0]), model.embed_clips(clips()[:, :1]))
+    with pytest.raises(PointError, match=r"images must have shape \(B, 3, H, W\)"):
+        model.embed_images(clips())
+
+
+@torch.inference_mode()
+def test_a_budget_above_the_tokens_at_hand_keeps_them_all(model):
+    assert torch.equal(model.embed_clips(clips(), point=OperatingPoint(tokens=9999)), model.embed_clips(clips()))
+
+
+def test_cost_counts_the_tokens_that_are_kept(model):
+    few, many = (model.cost(frames=8, size=70, point=OperatingPoint(tokens=n)).macs for n in (20, 100))
+    assert few < many < model.cost(frames=8, size=70).macs
+    assert model.cost(frames=8, size=70, point=OperatingPoint(tokens=9999)) == model.cost(frames=8, size=70)
+
+
+def test_the_space_changes_with_any_weight(model):
+    before = model.space_id
+    with torch.no_grad():
+        model.video.pool_norm.bias[0] += 1
+    changed = model.space_id
+    with torch.no_grad():
+        model.video.pool_norm.bias[0] -= 1
+    assert before != changed
+    assert model.space_id == before
+
+
+@torch.inference_mode()
+def test_saved_and_loaded_is_the_same(model, saved):
+    loaded = load(str(saved))
+    assert loaded.space_id == model.space_id == read_metadata(saved)["space_id"]
+    assert torch.equal(loaded.embed_clips(clips()), model.embed_clips(clips()))
+    assert loaded.transform == model.transform
+    assert read_metadata(saved)["licence"] == "Apache-2.0"
+
+
+@torch.inference_mode()
+def test_texts_without_torch_are_equal(model, saved):
+    texts = ["a blue star spins, then moves up", "someone waves"]
+    encoder = TextEncoder.from_file(saved)
+    assert encoder.space_id == model.space_id
+    assert np.abs(encoder.embed(texts) - model.embed_texts(texts).numpy()).max() < 1e-5
+
+
+def rewritten(saved, path, change):
+    with safe_open(saved, framework="pt") as file:
+        metadata = dict(file.metadata())
+    tensors = load_file(saved)
+    change(tensors, metadata)
+    save_file(tensors, path, metadata=metadata)
+    return str(path)
+
+
+def test_damaged_files_are_refused(saved, tmp_path):
+    path = tmp_path / "bad.safetensors"
+    with pytest.raises(WeightsError, match=r"missing \['log_scale'\]"):
+        load(rewritten(saved, path, lambda t, m: t.pop("log_scale")))
+    with pytest.raises(WeightsError, match=r"unknown \['extra'\]"):
+        load(rewritten(saved, path, lambda t, m: t.update(extra=torch.zeros(1))))
+    with pytest.raises(WeightsError, match="log_scale: file"):
+        load(rewritten(saved, path, lambda t, m: t.update(log_scale=torch.zeros(2))))
+    with pytest.raises(WeightsError, match="golden clip embeds"):
+        load(rewritten(saved, path, lambda t, m: t["video.pools.0.proj.weight"].neg_()))
+    with pytest.raises(WeightsError, match="no elastivid metadata"):
+        load(rewritten(saved, path, lambda t, m: m.pop("address")))
+    path.write_bytes(saved.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cannot read weights"):
+        load(str(path))
+
+
+def test_names_resolve_or_say_what_there_is(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"unknown weights .* 'nanoo'.*Did you mean 'nano'"):
+        resolve("nanoo")
+    with pytest.raises(WeightsError, match="no weights file at"):
+        resolve(str(tmp_path / "none.safetensors"))
+    assert {"fluxvit", "dual"} <= set(families())
+    assert build("fluxvit/tiny").config == PRESETS["tiny"]
+    with pytest.raises(UnknownNameError, match="fluxvit"):
+        build("fluxvitt/tiny")
+    with pytest.raises(UnknownNameError, match="unknown preset of fluxvit 'tinny'"):
+        build("fluxvit/tinny")
+
+
+def test_towers_must_agree_on_the_space():
+    with pytest.raises(ValueError, match=r"video.pool_dim=32 and text.output_dim=256"):
+        FluxDualConfig(video=PRESETS["tiny"], text=TextConfig())
+
+
+def test_config_survives_json(saved):
+    config = read_metadata(saved)["config"]
+    assert json.loads(json.dumps(config)) == config

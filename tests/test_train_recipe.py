@@ -1,0 +1,102 @@
+"""The training recipe runs, learns from what it is given and keeps films apart."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from elastivid.data.labelled import LabelledClips
+from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, Mixture, MixtureConfig, collate, describes
+from elastivid.data.world import Phrase
+from elastivid.train.ema import Ema
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "train_nano.py"
+
+
+@pytest.mark.slow
+def test_recipe_writes_a_checkpoint_that_the_next_stage_loads(tmp_path, monkeypatch, capsys):
+    first, second = tmp_path / "world.pt", tmp_path / "sharp.pt"
+    options = ["--batch", "2", "--scale", "0.001"]
+    for arguments in (["world", "--out", first], ["sharpen", "--init", first, "--out", second]):
+        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments), *options])
+        runpy.run_path(str(RECIPE), run_name="__main__")
+    assert "step 2/2 loss256" in capsys.readouterr().out
+    before, after = (torch.load(p, weights_only=True)["model"] for p in (first, second))
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["video.cls_token"], after["video.cls_token"])
+    assert torch.equal(before["text.table"], after["text.table"])
+
+
+def test_samples_depend_on_seed_and_index_alone():
+    config = MixtureConfig(length=4, seed=3, size=56)
+    one, two = Mixture(config)[2], Mixture(config)[2]
+    assert np.array_equal(one.frames, two.frames)
+    assert (one.text, one.hard_texts) == (two.text, two.hard_texts)
+    assert Mixture(MixtureConfig(length=4, seed=4, size=56))[2].text != one.text
+
+
+def test_a_batch_fits_the_loss():
+    batch = collate([Mixture(MixtureConfig(length=6, size=56))[i] for i in range(6)])
+    assert batch["frames"].shape == (6, 8, 56, 56, 3)
+    assert batch["frames"].dtype == torch.uint8
+    assert batch["same"].diagonal().all()
+    assert all(len(row) == 8 for row in batch["hard_texts"])
+    assert all(0 <= n < k for row in batch["attributes"].tolist() for n, k in zip(row, ATTRIBUTE_SIZES, strict=True))
+
+
+def test_a_text_describes_clips_that_show_its_parts_in_order():
+    left, grow = Phrase("red", "circle", "left", "fast"), Phrase("red", "circle", "grow")
+    slow = Phrase("red", "circle", "left", "slow")
+    assert describes((slow,), (left, grow))
+    assert describes((left, grow), (slow, grow))
+    assert not describes((grow, left), (left, grow))
+    assert not describes((left, grow), (left,))
+
+
+def test_average_follows_the_model():
+    model = torch.nn.Linear(2, 2)
+    ema = Ema(model, decay=0.9)
+    with torch.no_grad():
+        model.weight += 1.0
+    gap = (model.weight - ema.model.weight).abs().max()
+    ema.update(model)
+    assert (model.weight - ema.model.weight).abs().max().item() == pytest.approx(gap.item() * 2 / 11, rel=1e-4)
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got 1"):
+        Ema(model, decay=1.0)
+
+
+def test_films_are_never_split(shared_data):
+    clips = LabelledClips.from_folder(shared_data / "labelled")
+    folds = clips.folds(5)
+    of_source: dict[str, set[int]] = {}
+    for source, fold in zip(clips.sources, folds, strict=True):
+        of_source.setdefault(source, set()).add(int(fold))
+    assert all(len(f) == 1 for f in of_source.values())
+    assert np.bincount(folds).max() - np.bincount(folds).min() <= 2
+    assert np.array_equal(folds, clips.folds(5))
+
+
+def test_labelled_clips_leave_a_fold_out(shared_data, tmp_path):
+    clips = LabelledClips.from_folder(shared_data / "labelled")
+    few = LabelledClips(clips.paths[:12], clips.labels[:12], clips.sources[:12])
+    config = MixtureConfig(length=40, size=56, real_share=1.0, leave_out=int(few.folds()[0]), hard_texts=0)
+    mixture = Mixture(config, few, tmp_path)
+    assert not set(mixture.allowed) & set(np.flatnonzero(few.folds() == config.leave_out))
+    sample = mixture[0]
+    assert sample.frames.shape == (8, 56, 56, 3)
+    assert sample.attributes == (IGNORED,) * 6
+
+
+def test_missing_labels_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no labels.csv in .*expected columns file, label, source, frames"):
+        LabelledClips.from_folder(tmp_path)
+    (tmp_path / "labels.csv").write_text("file,label,source,frames\na.mp4,run,x,3\n")
+    with pytest.raises(FileNotFoundError, match=r"1 files that do not exist, the first .*a.mp4"):
+        LabelledClips.from_folder(tmp_path)
+    with pytest.raises(ValueError, match="labelled clips and a cache folder are needed"):
+        Mixture(MixtureConfig(length=1, real_share=0.5))

@@ -161,7 +161,7 @@ class TextTower(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.position, std=0.1)
+        self.position.data.copy_(_sine_cosine(*self.position.shape))
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=self.config.table_dim**-0.5)
@@ -284,3 +284,10 @@ class TextTower(nn.Module):
         except RuntimeError as error:
             raise WeightsError(f"text tensors of {path} (prefix {prefix!r}) do not fit its config: {error}") from error
         return tower
+
+
+def _sine_cosine(length: int, dim: int) -> Tensor:
+    """Position codes (L, D), periods 4 to 400 tokens. Order is learned far sooner from these than from noise."""
+    frequency = 1.6 * 100.0 ** -torch.linspace(0, 1, (dim + 1) // 2)  # (D/2,) radians per token
+    angle = torch.arange(length)[:, None] * frequency  # (L, D/2)
+    return 0.7 * torch.cat([angle.sin(), angle.cos()], dim=1)[:, :dim]

@@ -71,10 +71,23 @@ def test_missing_docstrings_are_found():
 
 
 def test_a_large_closure_is_found():
-    imports = {f"elastivid.models.m{i}": {f"elastivid.models.m{i + 1}"} for i in range(13)}
-    assert [b.split()[0] for b in structure.closure_breaches(imports)] == ["elastivid.models.m0"]
-    imports["elastivid.models.m0"] = {f"elastivid.core.c{i}" for i in range(20)}
-    assert not structure.closure_breaches(imports)
+    layers = {f"elastivid.layers.l{i}" for i in range(13)}
+    family = "elastivid.models.family"
+    assert structure.closure_breaches({family: layers})
+    assert not structure.closure_breaches({family: layers - {"elastivid.layers.l0"}})
+    assert not structure.closure_breaches({family: {f"elastivid.core.c{i}" for i in range(20)}})
+    chain = {"elastivid.layers.l0": layers - {"elastivid.layers.l0"}}
+    assert structure.closure_breaches({family: {"elastivid.layers.l0"}, **chain})
+
+
+def test_a_model_made_of_models_may_need_more_files():
+    pair, tower = "elastivid.models.pair", "elastivid.models.tower"
+    layers = {f"elastivid.layers.l{i}" for i in range(20)}
+    enough = {pair: {tower} | set(list(layers)[:19])}
+    assert not structure.closure_breaches(enough)
+    assert structure.closure_breaches({pair: {tower} | layers})
+    with_base = {pair: {"elastivid.models.base"} | set(list(layers)[:12])}
+    assert structure.closure_breaches(with_base)
 
 
 def test_types_do_not_count_in_a_closure():

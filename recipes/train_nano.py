@@ -34,15 +34,15 @@ from elastivid.train.ema import Ema
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training at one frame size; `tokens` are the three counts that every clip is encoded at."""
+    """A stretch of training at one frame size; `tokens` are the counts that every clip is encoded at."""
 
     steps: int
     size: int
-    tokens: tuple[int, int, int]
+    tokens: tuple[int, ...]
 
 
 STAGES = {
-    "world": (Phase(1000, 112, (96, 48, 24)),),
+    "world": (Phase(2600, 112, (64,)), Phase(500, 112, (96, 48, 24))),
     "sharpen": (Phase(80, 168, (256, 128, 64)),),
     "real": (Phase(130, 112, (128, 64, 32)), Phase(10, 168, (256, 128, 64))),
 }
@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--labelled", type=Path, help="folder with labels.csv (stage real)")
     parser.add_argument("--fold", type=int, default=-1, help="fold of sources to leave out, 0 to 4; -1 uses all")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all step counts (0.01 for a smoke run)")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -139,7 +139,7 @@ def main() -> None:
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             ema.update(model)
-            if step % 20 == 0 or step == total:
+            if step % 50 == 0 or step == total:
                 values = " ".join(f"{k} {v:.3f}" for k, v in report.items())
                 seconds = time.time() - start
                 print(

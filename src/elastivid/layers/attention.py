@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastivid.layers.norm import RMSNorm, inverse_rms, linear_scaled
+
 
 class ChannelAffine(nn.Module):
     """Scale and shift of every channel, x * weight + bias: a depth-wise convolution with a kernel of one."""
@@ -42,20 +44,20 @@ class Attention(nn.Module):
             raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm = nn.RMSNorm(dim, eps=1e-6)
-        self.k_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.q_norm = RMSNorm(dim)
+        self.k_norm = RMSNorm(dim)
         self.local = ChannelAffine(dim) if local else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D)."""
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,)."""
         b, n, d = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q = q * inverse_rms(q, self.q_norm.eps) * (self.q_norm.weight * self.k_norm.weight)  # both weights, in one pass
+        k = k * inverse_rms(k, self.k_norm.eps)
         heads = [y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v)]  # (B, A, N, K)
         out = F.scaled_dot_product_attention(*heads)
         out = out.transpose(1, 2).reshape(b, n, d)  # (B, A, N, K) -> (B, N, D)
         if self.local is not None:
             out = out + self.local(v)
-        projected: Tensor = self.proj(out)
-        return projected
+        return linear_scaled(out, self.proj, scale)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.layers.attention import Attention
+from elastivid.layers.norm import RMSNorm, linear_scaled
 
 
 class Mlp(nn.Module):
@@ -22,10 +23,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, D) to (B, N, D)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Map (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,)."""
+        return linear_scaled(F.gelu(self.fc1(x)), self.fc2, scale)
 
 
 class Block(nn.Module):
@@ -51,18 +51,18 @@ class Block(nn.Module):
         local: bool = False,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(dim, eps=1e-6)
+        self.norm1 = RMSNorm(dim)
         self.attn = Attention(dim, num_heads, local=local)
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
-        self.norm2 = nn.RMSNorm(dim, eps=1e-6)
+        self.norm2 = RMSNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, D) to (B, N, D)."""
-        x = x + self._dropped(self.scale1 * self.attn(self.norm1(x)))
-        return x + self._dropped(self.scale2 * self.mlp(self.norm2(x)))
+        x = x + self._dropped(self.attn(self.norm1(x), self.scale1))
+        return x + self._dropped(self.mlp(self.norm2(x), self.scale2))
 
     def _dropped(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:

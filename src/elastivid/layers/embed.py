@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from elastivid.layers.norm import RMSNorm, norm_linear
+
 
 class PatchEmbed(nn.Module):
     """Cut every frame into patches and project each to `embed_dim` channels, with a norm on either side.
@@ -26,14 +28,14 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         values = channels * patch_size * patch_size
-        self.norm_before = nn.RMSNorm(values, eps=1e-6)
+        self.norm_before = RMSNorm(values)
         self.proj = nn.Linear(values, embed_dim)
-        self.norm = nn.RMSNorm(embed_dim, eps=1e-6)
+        self.norm = RMSNorm(embed_dim)
 
     def forward(self, video: Tensor) -> Tensor:
         """Map `video` (B, T, C, H, W) to tokens (B, T*h*w, D), frame by frame, row by row."""
         patches = patchify(video, self.patch_size)
-        tokens: Tensor = self.norm(self.proj(self.norm_before(patches)))
+        tokens: Tensor = self.norm(norm_linear(patches, self.norm_before, self.proj))
         return tokens
 
 

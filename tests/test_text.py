@@ -97,7 +97,7 @@ def test_order_matters_to_the_tower_and_not_to_the_static_table(tower: TextTower
     first, second = embed(static, twins)
     assert float(first @ second) == pytest.approx(1, abs=1e-5)
     first, second = embed(tower, twins)
-    assert float(first @ second) < 0.999
+    assert float(first @ second) < 0.99
 
 
 def test_untrained_tower_keeps_the_cosines_of_the_static_table(tower: TextTower) -> None:

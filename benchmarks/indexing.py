@@ -138,7 +138,8 @@ def document(results: dict[str, dict], weights: str) -> str:
         f"168 px, 256 tokens, {gmacs:.2f} GMACs. Videos: {FPS} frames/s, a keyframe every 2 s.",
         "",
         f"{hardware_key().split(' | ')[0]}, {os.cpu_count()} cores; elastivid {__version__}, "
-        f"torch {torch.__version__}, PyAV {av.__version__}, lancedb {lancedb.__version__}, Python {platform.python_version()}.",
+        f"torch {torch.__version__}, PyAV {av.__version__}, lancedb {lancedb.__version__}, "
+        f"Python {platform.python_version()}.",
         "",
         "| video | decoding | x realtime | wall | of it loading the model | storing | decoding, all threads "
         "| encoding, all threads | peak memory | goal |",

@@ -139,7 +139,7 @@ def demo(
     videos: Annotated[Path | None, typer.Option(help="Your own folder instead of the rendered library.")] = None,
     query: Annotated[list[str] | None, typer.Option(help="Your own words; may be given several times.")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the library, the index and report.html.")] = Path("demo"),
-    count: Annotated[int, typer.Option(help="How many videos to render.", min=1)] = 120,
+    count: Annotated[int, typer.Option(help="How many videos to render.", min=100)] = 108,
 ) -> None:
     """Render a sample library, index it, search it, write report.html."""
     from elastivid.app.demo import run_demo

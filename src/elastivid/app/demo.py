@@ -67,7 +67,7 @@ def run_demo(output: Path, *, videos: Path | None, queries: list[str], count: in
         results = [index.search_with_cost(question.text, top=MOMENTS_PER_QUERY) for question in questions]
         print("\n".join(_table(questions, results)))
         answers = {question.text: question.target for question in questions if question.target}
-        title = "Found in your videos, in words" if videos else "One hundred videos, searched in words"
+        title = "Found in your videos, in words" if videos else f"{count} videos, searched in words"
         page = write_report(output / "report.html", results, index, title=title, answers=answers)
     print(f"\n{span(time.perf_counter() - started)} in all. Open {page}")
     print(f'Search on: elastivid search "{questions[0].text}" --index {short_path(str(library.absolute()))}')
@@ -84,6 +84,8 @@ def _rendered(folder: Path, count: int) -> Path:
         return folder
     started = time.perf_counter()
     print(f"rendering {count} videos into {folder}")
+    for old in folder.glob("video_*"):
+        old.unlink()
     demo_library(folder, count=count, processes=os.cpu_count() or 1)
     print(f"  {span(time.perf_counter() - started)}")
     return folder

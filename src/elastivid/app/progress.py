@@ -56,7 +56,8 @@ class _Lines:
         if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
             self._last = time.monotonic()
             files = f"{progress.files_done}/{progress.files_total} videos"
-            print(f"{files}, {rates(progress)}, at {short_path(progress.current)}", file=sys.stderr, flush=True)
+            place = f", at {short_path(progress.current)}" if progress.current else ""
+            print(f"{files}, {rates(progress)}{place}", file=sys.stderr, flush=True)
 
 
 def rates(progress: Progress) -> str:

@@ -459,7 +459,7 @@ def _finish(opened: _OpenFile, end: _EndItem, dim: int) -> IndexedFile:
         size_bytes=job.size_bytes,
         modified_ns=job.modified_ns,
         status=end.status,
-        reason=end.reason,
+        reason=end.reason.removeprefix(f"{job.path}: "),
         duration_seconds=end.duration_seconds,
         width=end.width,
         height=end.height,

@@ -161,16 +161,13 @@ def _query_section(result: SearchResult, folder: Path, answer: str | None) -> st
         badge = f'<span class="badge {kind}">{text}</span>'
     milliseconds = (result.embed_seconds + result.scan_seconds) * 1000
     under = f"<span>{len(result.moments)} moments</span><span>{milliseconds:.1f} ms</span>"
-    best = result.moments[0].score if result.moments else 1.0
     pictures = [
-        picture_moment(moment, SMALL_WIDTH_PIXELS if number else BEST_WIDTH_PIXELS)
-        for number, moment in enumerate(result.moments)
-    ]
-    cards = "".join(
-        _card(moment, pictures[place], place == 0, max(0.0, moment.score / best) if best > 0 else 0.0, folder, answer)
+        picture_moment(moment, SMALL_WIDTH_PIXELS if place else BEST_WIDTH_PIXELS)
         for place, moment in enumerate(result.moments)
-    )
+    ]
     aspect = float(np.clip(np.median([p.aspect for p in pictures]), 1.2, 1.8)) if pictures else 1.6
+    frame = _Frame(folder, answer, aspect, result.moments[0].score if result.moments else 1.0)
+    cards = "".join(_card(*both, frame) for both in zip(result.moments, pictures, strict=True))
     body = '<p class="nothing">Nothing found.</p>'
     if cards:
         body = f'<div class="moments" style="--aspect:{aspect:.3f}">{cards}</div>'
@@ -178,18 +175,31 @@ def _query_section(result: SearchResult, folder: Path, answer: str | None) -> st
     return f'<section class="query">{heading}<div class="under">{badge}{under}</div>{body}</section>'
 
 
-def _card(moment: Moment, pictures: Pictures, first: bool, share: float, folder: Path, answer: str | None) -> str:
+@dataclass(frozen=True)
+class _Frame:
+    """What the cards of a query share: the page's folder, the right file, width over height, the best score."""
+
+    folder: Path
+    answer: str | None
+    aspect: float
+    best_score: float
+
+
+def _card(moment: Moment, pictures: Pictures, frame: _Frame) -> str:
     times = f"{clock(moment.start_seconds)} \u2013 {clock(moment.end_seconds)}"
     name = escape(printable(os.path.basename(moment.path)))
-    picture = f'<img src="{pictures.best}" alt="{name} at {clock(moment.peak_seconds)}">' if pictures.best else ""
+    filling = ' class="filling"' if abs(np.log(pictures.aspect / frame.aspect)) < 0.2 else ""  # others get bars
+    alt = f"{name} at {clock(moment.peak_seconds)}"
+    picture = f'<img{filling} src="{pictures.best}" alt="{alt}">' if pictures.best else ""
     note = f'<span class="note">{escape(pictures.problem)}</span>' if pictures.problem else ""
     video = ""
     if os.path.exists(moment.path):
-        relative = quote_from_bytes(os.fsencode(os.path.relpath(moment.path, folder)))
+        relative = quote_from_bytes(os.fsencode(os.path.relpath(moment.path, frame.folder)))
         fragment = f"#t={moment.start_seconds:.2f},{moment.end_seconds:.2f}"
         video = f' data-video="{escape(relative)}{fragment}" data-end="{moment.end_seconds:.2f}" data-name="{name}"'
     strip = "".join(f'<img src="{address}" alt="">' for address in pictures.strip)
-    classes = "moment" + (" first" if first else "") + (" right" if moment.path == answer else "")
+    share = max(0.0, moment.score / frame.best_score) if frame.best_score > 0 else 0.0
+    classes = "moment right" if moment.path == frame.answer else "moment"
     return (
         f'<article class="{classes}"><button class="screen" type="button"{video} title="Play {times}">'
         f'{picture}{note}<span class="play">▶ {times}</span></button><div class="strip">{strip}</div>'

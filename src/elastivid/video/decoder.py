@@ -25,9 +25,9 @@ from av.video.frame import VideoFrame
 
 from elastivid.video.errors import VideoError, VideoTimeoutError, VideoTooLargeError
 from elastivid.video.index import PacketIndex, build_index
-from elastivid.video.source import Limits, open_container
+from elastivid.video.source import Limits, open_container, refuse_encryption
 
-THREADED_PIXELS = 1280 * 720
+THREADED_PIXELS = 320 * 240
 PROBED_PACKETS = 12
 MAX_FAILED_PACKETS = 1000
 SEEK_AHEAD_PACKETS = 500
@@ -52,7 +52,7 @@ class Decoder:
     Args:
         path: local file.
         limits: what reading may cost.
-        threads: decoder threads; `None` takes one below 720p and all cores from there on.
+        threads: decoder threads; `None` takes one for pictures smaller than 320x240, else all cores.
 
     Raises:
         VideoError: the file cannot be opened.
@@ -64,6 +64,7 @@ class Decoder:
         self.first: VideoFrame | None = None
         self.failed_packets = 0
         self._failure = ""
+        self._early_end = ""
         self._threads = threads
         self._index: PacketIndex | None = None
         self._index_known = False
@@ -74,7 +75,8 @@ class Decoder:
     @property
     def problem(self) -> str:
         """Empty when everything decoded so far was sound."""
-        return f"{self.failed_packets} packets cannot be decoded ({self._failure})" if self.failed_packets else ""
+        failed = f"{self.failed_packets} packets cannot be decoded ({self._failure})" if self.failed_packets else ""
+        return "; ".join(filter(None, (failed, self._early_end)))
 
     def _open(self) -> None:
         self.container, self.stream = open_container(self.path, self.limits)
@@ -116,7 +118,7 @@ class Decoder:
         if not self._index_known:
             self.rewind()
             self._next_packet = -1
-            self._index, _ = build_index(self.container, self.stream, self.check)
+            self._index, _ = build_index(self.container, self.stream, self.path, self.check)
             self._index_known = True
         return self._index
 
@@ -189,14 +191,20 @@ class Decoder:
 
     def _all_frames(self) -> Iterator[VideoFrame]:
         packets = self.container.demux(self.stream)
+        count = 0
         while True:
             self.check(0)
             try:
                 packet = next(packets, None)
                 if packet is None:
+                    self._note_early_end(count)
                     return
+                if count == 0:
+                    refuse_encryption(packet, self.path)
+                count += packet.size > 0
                 frames = packet.decode()
             except EOFError:
+                self._note_early_end(count)
                 return
             except av.error.FFmpegError as error:
                 self._fail(error)
@@ -204,6 +212,10 @@ class Decoder:
                     return
                 continue
             yield from frames
+
+    def _note_early_end(self, packets: int) -> None:
+        if packets < self.stream.frames:
+            self._early_end = f"the file ends after {packets} of {self.stream.frames} announced packets"
 
     def _fail(self, error: BaseException) -> None:
         self.failed_packets += 1

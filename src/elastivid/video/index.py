@@ -26,6 +26,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from elastivid.video.bitstream import PacketParser, Start
+from elastivid.video.source import refuse_encryption
 
 CACHED_PACKET_BYTES = 64 << 20
 REGULAR_GAPS = (0.75, 1.5)  # of the median gap between neighbouring frames
@@ -138,17 +139,21 @@ class PacketIndex:
 
 
 def build_index(
-    container: InputContainer, stream: VideoStream, check: Callable[[int], None]
+    container: InputContainer, stream: VideoStream, path: str, check: Callable[[int], None]
 ) -> tuple[PacketIndex | None, str]:
     """Read all packets of a freshly opened file.
 
     Args:
         container: open file, not read from yet.
         stream: its video stream.
+        path: name of the file, for messages.
         check: called with the number of packets so far; raises when a limit is exceeded.
 
     Returns:
         the index, or `None` and the reason why this file only earns sequential decoding.
+
+    Raises:
+        EncryptedVideoError: the first packet says that it is encrypted.
     """
     codec = stream.codec_context
     parser = PacketParser(codec.codec.canonical_name, bytes(codec.extradata or b""), codec.codec.intra_only)
@@ -165,6 +170,8 @@ def build_index(
                 if packet.pts is None and packet.dts is None:
                     continue  # the mark of the end
                 return None, "a packet is empty"
+            if not identity:
+                refuse_encryption(packet, path)
             pts = packet.pts
             if pts is None or packet.is_corrupt:
                 return None, "a packet is damaged or has no presentation time"
@@ -185,8 +192,8 @@ def build_index(
             check(len(identity))
     except av.error.FFmpegError as error:
         return None, f"the container is damaged ({error.strerror})"
-    if not identity:
-        return None, "there are no packets"
+    if not identity or len(identity) < stream.frames:
+        return None, f"the file holds {len(identity)} of {stream.frames} announced packets"
     return _arrange(identity, kinds, hidden, end, stream, packets)
 
 

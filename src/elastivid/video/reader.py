@@ -38,7 +38,7 @@ class VideoReader:
         size: `None` keeps the stored size; one int makes a square, (height, width) any other size. Resizing is
             antialiased bilinear, without keeping the aspect ratio.
         limits: what reading may cost; `None` takes the defaults of `Limits`.
-        threads: decoder threads; `None` takes one below 720p and all cores from there on.
+        threads: decoder threads; `None` takes one for pictures smaller than 320x240, else all cores.
 
     Raises:
         VideoNotFoundError, NotAVideoError, NoVideoStreamError, EncryptedVideoError, VideoTooLargeError,
@@ -149,19 +149,19 @@ class VideoReader:
                 size_bytes += clip.frames.nbytes
                 self._need_bytes(size_bytes)
             shown.append(len(distinct) - 1)
+        problem = self._decoder.problem
+        if len(shown) < len(unique) and not problem:
+            problem = f"the video ends more than {HOLD_SECONDS} s before {unique[len(shown)]:.3f} s"
         if not distinct:
-            return self._empty()
+            distinct.append(Clip(np.empty((0, 0, 0, 3), dtype=np.uint8), np.zeros(0), np.zeros(0)))
         clip = Clip(
             np.concatenate([c.frames for c in distinct]),
             np.concatenate([c.indices for c in distinct]),
             np.concatenate([c.times_seconds for c in distinct]),
             self._path,
-            self._decoder.problem,
+            problem,
         )
-        if len(shown) < len(unique) and not clip.problem:
-            late = f"the video ends at {clip.times_seconds[-1]:.3f} s, before {unique[len(shown)]:.3f} s"
-            clip = replace(clip, problem=late)
-        return _arrange(clip, np.array(shown)[place[place < len(shown)]])
+        return _arrange(clip, np.array(shown, dtype=np.int64)[place[place < len(shown)]])
 
     def iterate(self) -> Iterator[Clip]:
         """All frames in order, as clips of one frame each, in bounded memory.
@@ -174,8 +174,7 @@ class VideoReader:
         for item in self._decoder.sequential():
             yield self._one(item)
             self._decoder.start_clock()
-        if self._decoder.first is None:
-            raise TruncatedVideoError(self._nothing())
+        self._need_frames()
 
     def iterate_played_at(self, seconds: Sequence[float] | np.ndarray, *, decode: str = "exact") -> Iterator[Clip]:
         """`frames_played_at` for ascending times: one clip of one frame per time, in bounded memory.
@@ -207,8 +206,8 @@ class VideoReader:
             for item in self._play(wanted[given:], decode):
                 yield self._one(item)
                 self._decoder.start_clock()
-        if len(wanted) and self._decoder.first is None:
-            raise TruncatedVideoError(self._nothing())
+        if len(wanted):
+            self._need_frames()
 
     def decoded_frames_at(self, indices: Sequence[int] | np.ndarray) -> Iterator[Decoded]:
         """As `frames_at` for ascending indices without repeats, but undisturbed: native planes, neither converted,
@@ -285,17 +284,14 @@ class VideoReader:
             self._convert(item.frame, frames[len(indices)])
             indices.append(item.index)
             times.append(item.seconds)
-        if count and self._decoder.first is None:
-            raise TruncatedVideoError(self._nothing())
+        if count:
+            self._need_frames()
         return Clip(frames[: len(indices)], np.array(indices), np.array(times), self._path, self._decoder.problem)
 
     def _one(self, item: Decoded) -> Clip:
         self._shape()
         pixels = self._convert(item.frame)[None]  # (1, H, W, 3)
         return Clip(pixels, np.array([item.index]), np.array([item.seconds]), self._path, self._decoder.problem)
-
-    def _empty(self) -> Clip:
-        return Clip(np.empty((0, 0, 0, 3), dtype=np.uint8), np.zeros(0), np.zeros(0), self._path, self._decoder.problem)
 
     def _shape(self) -> tuple[int, int]:
         if not self._convert.ready:
@@ -310,6 +306,10 @@ class VideoReader:
                 f"{self._path}: the clip would take {size} bytes, more than Limits.max_clip_bytes={limit}; "
                 "ask for fewer frames or a smaller size, or use iterate()"
             )
+
+    def _need_frames(self) -> None:
+        if self._decoder.first is None and self._decoder.index() is None:
+            raise TruncatedVideoError(self._nothing())
 
     def _nothing(self) -> str:
         problem = self._decoder.problem

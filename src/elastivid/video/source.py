@@ -17,6 +17,7 @@ from typing import Any
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -141,10 +142,12 @@ def open_container(path: str, limits: Limits) -> tuple[InputContainer, VideoStre
             timeout=limits.timeout_seconds,
         )
     except (TimeoutError, av.error.ExitError) as error:
-        raise VideoTimeoutError(f"{path}: opening took longer than {limits.timeout_seconds} s") from error
+        raise VideoTimeoutError(
+            f"{path}: opening took longer than Limits.timeout_seconds={limits.timeout_seconds}"
+        ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise NotAVideoError(
-            f"{path}: cannot be opened as a video ({_reason(error)}); see CONTAINER_FORMATS"
+            f"{path}: cannot be opened as a video ({_reason(error)}); it must be one of {CONTAINER_FORMATS}"
         ) from error
     try:
         return container, _video_stream(container, path, limits)
@@ -176,6 +179,12 @@ def _video_stream(container: InputContainer, path: str, limits: Limits) -> Video
     found = ", ".join(sorted({s.type for s in container.streams})) or "none"
     extra = f" ({pictures} attached picture)" if pictures else ""
     raise NoVideoStreamError(f"{path}: no video stream; streams found: {found}{extra}")
+
+
+def refuse_encryption(packet: Packet, path: str) -> None:
+    """Raise `EncryptedVideoError` when a packet carries the key information of encrypted media."""
+    if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
+        raise EncryptedVideoError(f"{path}: the video is encrypted; decrypt it first")
 
 
 def describe(path: str, container: InputContainer, stream: VideoStream, first: VideoFrame | None) -> VideoMetadata:

@@ -19,6 +19,9 @@ from elastivid.core.errors import ElastividError
 from elastivid.search.records import QueryError
 
 if TYPE_CHECKING:
+    from elastivid.core.point import Sampling
+
+if TYPE_CHECKING:
     pass
 
 app = typer.Typer(
@@ -78,7 +81,7 @@ def index(
     from elastivid.app.progress import show_progress
     from elastivid.search.index import Index
 
-    library = Index.open(path, model=model, sampling=_sampling(path, decode))
+    library = Index.open(path, model=model, sampling=_sampling(decode))
     try:
         with show_progress() as progress:
             report = library.add(sources, progress=progress, retry_failed=retry_failed)
@@ -147,7 +150,7 @@ def demo(
     run_demo(output, videos=videos, queries=query or [], count=count)
 
 
-def _sampling(path: Path, decode: str | None):  # type: ignore[no-untyped-def]
+def _sampling(decode: str | None) -> Sampling | None:
     """The sampling that `--decode` asks for; None leaves it to the index."""
     if decode is None:
         return None

@@ -107,7 +107,8 @@ def _questions(folder: Path, queries: list[str], own: bool) -> list[Question]:
 def _table(questions: list[Question], results: list[SearchResult]) -> list[str]:
     """One line per query, then the share of first places that are right, by attribute."""
     width = max(len(question.text) for question in questions)
-    lines, hits = [""], {}
+    lines = [""]
+    hits: dict[str, list[bool]] = {}
     for question, result in zip(questions, results, strict=True):
         best = result.moments[0]
         verdict = ""

@@ -71,7 +71,9 @@ def compare(
     found: list[FoundFile], known: dict[str, FileRecord], sources: Iterable[str | Path], retry_failed: bool
 ) -> Changes:
     """What differs between the disk and an index. A file is unchanged when path, size and modification time are."""
-    read, unchanged, returned = [], [], []
+    read: list[FoundFile] = []
+    unchanged: list[FileRecord] = []
+    returned: list[FileRecord] = []
     for file in found:
         record = known.get(file.path)
         same = record and (record.size_bytes, record.modified_ns) == (file.size_bytes, file.modified_ns)

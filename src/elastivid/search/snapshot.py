@@ -126,14 +126,13 @@ class Snapshot:
         for line in lines[: manifest.files_bytes].splitlines():
             record = FileRecord.from_row(json.loads(line))
             files[record.path] = record
+        windows = np.fromfile(windows_path, dtype=WINDOW, count=rows)
+        vectors = np.zeros((0, dim), dtype=np.float32)  # an empty file cannot be mapped
         if rows:
-            vectors = np.memmap(vectors_path, dtype="<f4", mode="r", shape=(rows, dim))
-            windows = np.fromfile(windows_path, dtype=WINDOW, count=rows)
-        else:
-            vectors, windows = np.zeros((0, dim), dtype=np.float32), np.zeros(0, dtype=WINDOW)
+            vectors = np.asarray(np.memmap(vectors_path, dtype="<f4", mode="r", shape=(rows, dim)))
         alive = np.array([record.id for record in files.values() if record.is_searchable], dtype=np.int64)
         searchable = np.isin(windows["file_id"], alive)
-        return cls(manifest.space_id, np.asarray(vectors), windows, files, searchable)
+        return cls(manifest.space_id, vectors, windows, files, searchable)
 
 
 def data_paths(folder: Path, generation: int) -> tuple[Path, Path, Path]:

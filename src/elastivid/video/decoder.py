@@ -24,10 +24,11 @@ from av.stream import Discard
 from av.video.frame import VideoFrame
 
 from elastivid.video.errors import VideoError, VideoTimeoutError, VideoTooLargeError
-from elastivid.video.index import PacketIndex, build_index
+from elastivid.video.index import PacketIndex, build_index, can_index
 from elastivid.video.source import Limits, open_container, refuse_encryption
 
-THREADED_PIXELS = 320 * 240
+THREADED_PIXELS = 320 * 240  # sequential decoding gains from threads from this size on
+INDEXED_THREADED_PIXELS = 1280 * 720  # short runs of packets gain later: threads delay frames
 PROBED_PACKETS = 12
 MAX_FAILED_PACKETS = 1000
 SEEK_AHEAD_PACKETS = 500
@@ -52,7 +53,8 @@ class Decoder:
     Args:
         path: local file.
         limits: what reading may cost.
-        threads: decoder threads; `None` takes one for pictures smaller than 320x240, else all cores.
+        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on,
+            frames by index from 720p on.
 
     Raises:
         VideoError: the file cannot be opened.
@@ -80,14 +82,17 @@ class Decoder:
 
     def _open(self) -> None:
         self.container, self.stream = open_container(self.path, self.limits)
-        codec = self.stream.codec_context
-        threaded = codec.width * codec.height >= THREADED_PIXELS if self._threads is None else self._threads > 1
-        codec.thread_type = "AUTO" if threaded else "SLICE"
-        codec.thread_count = (self._threads or 0) if threaded else 1
         for other in self.container.streams:
             if other is not self.stream:
                 other.discard = Discard.all
         self._next_packet = 0
+
+    def _use_threads(self, pixels: int) -> None:
+        """Choose threads for the decoder, which has not decoded anything yet; its own choice from `pixels` on."""
+        codec = self.stream.codec_context
+        threaded = codec.width * codec.height >= pixels if self._threads is None else self._threads > 1
+        codec.thread_type = "AUTO" if threaded else "SLICE"
+        codec.thread_count = (self._threads or 0) if threaded else 1
 
     def close(self) -> None:
         """Close the file. Closing twice is fine."""
@@ -115,11 +120,12 @@ class Decoder:
 
     def index(self) -> PacketIndex | None:
         """The packet index of a file that earns random access, else `None`. Built once."""
-        if not self._index_known:
+        if not self._index_known and can_index(self.stream):
             self.rewind()
+            self._use_threads(INDEXED_THREADED_PIXELS)
             self._next_packet = -1
             self._index, _ = build_index(self.container, self.stream, self.path, self.check)
-            self._index_known = True
+        self._index_known = True
         return self._index
 
     def distrust(self) -> None:
@@ -167,6 +173,7 @@ class Decoder:
             keyframes_only: leave everything but keyframes undecoded; indices are -1 then.
         """
         self.rewind()
+        self._use_threads(THREADED_PIXELS)
         self._next_packet = -1
         codec = self.stream.codec_context
         if keyframes_only:

@@ -138,6 +138,16 @@ class PacketIndex:
         return runs
 
 
+def _parser(stream: VideoStream) -> PacketParser:
+    codec = stream.codec_context
+    return PacketParser(codec.codec.canonical_name, bytes(codec.extradata or b""), codec.codec.intra_only)
+
+
+def can_index(stream: VideoStream) -> bool:
+    """Whether anything is known about where the codec may start; else there is no point in reading the packets."""
+    return _parser(stream).supported
+
+
 def build_index(
     container: InputContainer, stream: VideoStream, path: str, check: Callable[[int], None]
 ) -> tuple[PacketIndex | None, str]:
@@ -155,10 +165,7 @@ def build_index(
     Raises:
         EncryptedVideoError: the first packet says that it is encrypted.
     """
-    codec = stream.codec_context
-    parser = PacketParser(codec.codec.canonical_name, bytes(codec.extradata or b""), codec.codec.intra_only)
-    if not parser.supported:
-        return None, f"nothing is known about where {codec.codec.canonical_name} may start"
+    parser = _parser(stream)
     packets: list[Packet] | None = []
     identity: list[tuple[int | None, int, int]] = []
     kinds: list[Start] = []
@@ -175,21 +182,23 @@ def build_index(
             pts = packet.pts
             if pts is None or packet.is_corrupt:
                 return None, "a packet is damaged or has no presentation time"
-            if identity and packet.has_sidedata("new_extradata"):
+            key = packet.is_keyframe
+            if key and identity and packet.has_sidedata("new_extradata"):
                 return None, "the stream header changes on the way"
             data = memoryview(packet)
             if packet.is_discard or not parser.shows_picture(data):
                 hidden.append(len(identity))
             else:
                 end = max(end, pts + (packet.duration or 0))
-            kinds.append(parser.start(data) if packet.is_keyframe else Start.NO)
+            kinds.append(parser.start(data) if key else Start.NO)
             identity.append((packet.dts, pts, packet.size))
             size += packet.size
             if size > CACHED_PACKET_BYTES:
                 packets = None
             if packets is not None:
                 packets.append(packet)
-            check(len(identity))
+            if not len(identity) % 64:
+                check(len(identity))
     except av.error.FFmpegError as error:
         return None, f"the container is damaged ({error.strerror})"
     if not identity or len(identity) < stream.frames:

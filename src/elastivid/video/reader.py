@@ -38,7 +38,8 @@ class VideoReader:
         size: `None` keeps the stored size; one int makes a square, (height, width) any other size. Resizing is
             antialiased bilinear, without keeping the aspect ratio.
         limits: what reading may cost; `None` takes the defaults of `Limits`.
-        threads: decoder threads; `None` takes one for pictures smaller than 320x240, else all cores.
+        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on,
+            frames by index from 720p on.
 
     Raises:
         VideoNotFoundError, NotAVideoError, NoVideoStreamError, EncryptedVideoError, VideoTooLargeError,

@@ -214,3 +214,37 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
 def test_times_are_readable():
     assert [clock(t) for t in (0, 59.96, 61.5, 3600)] == ["0:00.0", "1:00.0", "1:01.5", "1:00:00.0"]
     assert [span(t) for t in (0.0123, 5, 600, 7300)] == ["12 ms", "5.0 s", "10 min", "2.0 h"]
+
+
+def test_demo_on_own_videos_says_what_nano_is(colours, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "demo", "--videos", "videos", "--query", "green", "--query", "red")
+    assert code == 0
+    assert "nano is a very small model" in out
+    assert "not part of this version" in out
+    assert re.search(r"green +1\.000  b\.mp4", out)
+    assert "first place" not in out, "nobody knows the right answer here"
+    page = (colours / "demo" / "report.html").read_text()
+    assert "green" in page
+    assert "noise.mp4" in page
+
+
+def test_demo_on_the_rendered_library_counts_first_places(colours, monkeypatch, capsys):
+    def two_videos(folder, *, count, processes):
+        folder.mkdir(parents=True)
+        render(folder / "video_0.mp4", ("red", 5))
+        render(folder / "video_1.mp4", ("green", 5))
+        queries = [
+            {"text": "red", "attribute": "colour", "target": "video_0.mp4"},
+            {"text": "blue", "attribute": "colour", "target": "video_9.mp4"},
+        ]
+        truth = {"queries": queries, "videos": [{}] * count}
+        (folder / "ground_truth.json").write_text(json.dumps(truth))
+
+    monkeypatch.setattr("elastivid.data.demo.demo_library", two_videos)
+    code, out, _ = run(monkeypatch, capsys, "demo", "--output", "d")
+    assert code == 0
+    assert "right file at first place: 1 of 2 (colour 1/2)" in out
+    assert "right at first place" in (colours / "d" / "report.html").read_text()
+    _, out, _ = run(monkeypatch, capsys, "demo", "--output", "d")
+    assert "using the 108 videos in d/library" in out
+    assert "0 files read, 2 unchanged" in out

@@ -8,7 +8,7 @@ Letters: B clips, T frames, H W (or h w) pixels, M wrong texts per clip.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset
 
 from elastivid.data.labelled import LabelledClips, cache_frames
-from elastivid.data.synthetic import Content, captions, hard_negatives, render_frames, sample_scene
-from elastivid.data.world import COLOURS, MOTIONS, SHAPES
+from elastivid.data.synthetic import Content, Scene, captions, hard_negatives, render_frames, sample_scene
+from elastivid.data.world import COLOURS, MOTIONS, SHAPES, Camera
 
 CACHED_FRAMES = 16  # evenly spread frames kept of every labelled clip
 ASPECTS = (1.0, 4 / 3, 4 / 3, 16 / 9)  # aspect of the file that a square training frame was squashed from
 ATTRIBUTE_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, len(MOTIONS) + 1) * 2  # the last class is "no such phrase"
+PATCH_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, len(MOTIONS) + 2)  # classes of `patch_targets`
+PATCH_PIXELS = 14
 IGNORED = -100  # class number that cross-entropy leaves out
 PROMPTS = ("{}", "a person {}", "someone {}", "a video of a person {}", "people {}", "the action of {}")
 GERUNDS = {
@@ -62,6 +64,7 @@ class Sample:
         key: what the clip shows, to tell when the text of one sample also describes another.
         attributes: (6,) class numbers of colour, shape and motion of the first and second phrase, see
             `attribute_numbers`; all `IGNORED` for labelled clips.
+        patches: (T, h, w, 3) what each patch shows, see `patch_targets`; all `IGNORED` for labelled clips.
     """
 
     frames: np.ndarray
@@ -69,6 +72,7 @@ class Sample:
     hard_texts: tuple[str, ...]
     key: tuple[Any, ...]
     attributes: tuple[int, ...]
+    patches: np.ndarray
 
 
 class Mixture(Dataset):
@@ -103,9 +107,13 @@ class Mixture(Dataset):
         config = self.config
         kind = str(rng.choice(["single", "sequence", "pair"], p=[0.4, 0.3, 0.3]))
         scene = sample_scene(rng, split="train", kind=kind, aspect=float(rng.choice(ASPECTS)))
+        if rng.random() < config.plain_share:
+            background = replace(scene.background, kind="plain")
+            scene = replace(scene, background=background, camera=Camera("still"), distractors=())
         step = 4.0 / config.frames
         times = (np.arange(config.frames) + 0.5) * step + rng.uniform(-0.5, 0.5)
-        frames = render_frames(scene, times.clip(0, None), config.size)
+        times = times.clip(0, None)
+        frames = render_frames(scene, times, config.size)
         wrong = hard_negatives(scene, rng, config.hard_texts, split="train")
         return Sample(
             frames=frames,
@@ -113,6 +121,7 @@ class Mixture(Dataset):
             hard_texts=tuple(text for _, text in wrong),
             key=scene.content,
             attributes=attribute_numbers(scene.content),
+            patches=patch_targets(scene, times, config.size // PATCH_PIXELS),
         )
 
     def _real(self, rng: np.random.Generator) -> Sample:
@@ -132,6 +141,7 @@ class Mixture(Dataset):
             hard_texts=tuple(str(rng.choice(PROMPTS)).format(GERUNDS[c]) for c in others),
             key=(label,),
             attributes=(IGNORED,) * len(ATTRIBUTE_SIZES),
+            patches=np.full((config.frames, *(config.size // PATCH_PIXELS,) * 2, len(PATCH_SIZES)), IGNORED),
         )
 
 
@@ -147,6 +157,8 @@ class MixtureConfig:
         hard_texts: wrong texts per clip.
         real_share: probability that a sample is a labelled clip.
         leave_out: fold of sources that is never drawn; -1 draws all.
+        plain_share: probability that a scene has a plain background, a still camera and no clutter: shapes and
+            motions are learned sooner when training starts with many of these.
     """
 
     length: int
@@ -156,6 +168,7 @@ class MixtureConfig:
     hard_texts: int = 8
     real_share: float = 0.0
     leave_out: int = -1
+    plain_share: float = 0.0
 
 
 def attribute_numbers(content: Content) -> tuple[int, ...]:
@@ -167,6 +180,28 @@ def attribute_numbers(content: Content) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def patch_targets(scene: Scene, times_seconds: np.ndarray, grid: int) -> np.ndarray:
+    """What every patch of every frame shows: class numbers (T, grid, grid, 3) of colour, shape and motion.
+
+    A patch shows a thing when its centre lies in the thing's box, widened by a quarter of a patch. Number 0 is
+    background; colour and shape count from 1 as the world lists them; a thing that does nothing at that time has
+    motion 1 and an active one counts from 2.
+    """
+    targets = np.zeros((len(times_seconds), grid, grid, len(PATCH_SIZES)), dtype=np.int64)
+    centres = (np.arange(grid) + 0.5) / grid
+    margin = 0.25 / grid
+    for t, seconds in enumerate(times_seconds):
+        acting = {e.actor: e.motion for e in scene.events if e.start_seconds <= seconds < e.end_seconds}
+        for box in scene.boxes_at(float(seconds)):
+            thing = scene.things[box.thing]
+            rows = (centres > box.top - margin) & (centres < box.bottom + margin)
+            columns = (centres > box.left - margin) & (centres < box.right + margin)
+            motion = 2 + MOTIONS.index(acting[box.thing]) if box.thing in acting else 1
+            shown = (1 + tuple(COLOURS).index(thing.colour), 1 + SHAPES.index(thing.shape), motion)
+            targets[t][np.ix_(rows, columns)] = shown
+    return targets
+
+
 def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
     """Whether what `text` says happens in `clip`: its parts occur there in this order (speeds aside)."""
     parts = iter(clip)
@@ -175,13 +210,14 @@ def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """A batch: `frames` uint8 (B, T, H, W, 3), `texts` [B], `hard_texts` [B][M], `same` (B, B) bool for the loss,
-    `attributes` (B, 6)."""
+    `attributes` (B, 6), `patches` (B, N, 3)."""
     keys = [s.key for s in samples]
     return {
         "frames": torch.from_numpy(np.stack([s.frames for s in samples])),  # (B, T, H, W, 3)
         "texts": [s.text for s in samples],
         "hard_texts": [list(s.hard_texts) for s in samples],
         "attributes": torch.tensor([s.attributes for s in samples]),  # (B, 6)
+        "patches": torch.from_numpy(np.stack([s.patches for s in samples])).flatten(1, 3),  # (B, T*h*w, 3)
         "same": torch.tensor([[describes(text, clip) for text in keys] for clip in keys]),  # (B, B)
     }
 

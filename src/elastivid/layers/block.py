@@ -82,3 +82,20 @@ def initialise_block(block: Block, layer: int) -> None:
     with torch.no_grad():
         block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
         block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
+
+
+@torch.no_grad()
+def initialise_mimetic(block: Block, likeness: float = 0.7) -> None:
+    """Start as trained transformers end (arXiv 2305.09828): queries resemble keys, so like tokens find each other.
+
+    For training from scratch on little data; `initialise_block` is what the released code does. Query and key
+    matrices share an orthogonal part of weight `likeness`; values and outputs are random with gain one; the paper's
+    diagonal part of value times output is left out, because the residual carries the token already.
+    """
+    dim = block.attn.proj.in_features
+    shared = nn.init.orthogonal_(torch.empty(dim, dim))
+    noise, values = torch.randn(2, dim, dim) / math.sqrt(dim)  # (2, D, D)
+    block.attn.qkv.weight.copy_(torch.cat([shared, likeness * shared + (1 - likeness) * noise, values]))  # (3D, D)
+    nn.init.normal_(block.attn.proj.weight, std=dim**-0.5)
+    nn.init.normal_(block.mlp.fc1.weight, std=dim**-0.5)
+    nn.init.normal_(block.mlp.fc2.weight, std=0.5 * dim**-0.5)

@@ -245,7 +245,7 @@ class FluxViT(VideoEncoder):
 PRESETS = {
     "tiny": FluxViTConfig(embed_dim=48, depth=3, num_heads=4, num_frames=8, image_size=70, pool_heads=4, pool_dim=32),
     "nano": FluxViTConfig(
-        embed_dim=192, depth=6, num_heads=3, num_frames=8, image_size=168, pool_heads=4, pool_dim=256, layer_scale=0.1
+        embed_dim=192, depth=6, num_heads=3, num_frames=8, image_size=168, pool_heads=4, pool_dim=256, layer_scale=0.3
     ),
     "small": FluxViTConfig(),
     "base": FluxViTConfig(embed_dim=768, num_heads=12, num_frames=32, image_size=280),

@@ -45,8 +45,8 @@ STAGES = {
         Phase(1000, 112, (64,), plain_share=0.3),
         Phase(150, 112, (96, 48, 24)),
     ),
-    "sharpen": (Phase(150, 168, (256, 128, 64)),),
-    "real": (Phase(450, 112, (64,)), Phase(80, 168, (256, 128, 64))),
+    "sharpen": (Phase(100, 168, (256, 128, 64)),),
+    "real": (Phase(300, 112, (64,)), Phase(40, 168, (256, 128, 64))),
 }
 LEARNING_RATE = {"world": 2e-3, "sharpen": 5e-4, "real": 6e-4}
 REAL_SHARE = {"world": 0.0, "sharpen": 0.0, "real": 0.6}

@@ -1,6 +1,7 @@
 """What is on disk: commits, crashes between tables and snapshot, replaced and missing files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,68 @@ def test_one_writer_at_a_time_while_readers_go_on(tmp_path):
             pass
         with store.changing():
             assert contents(other) == {"/a": [0.0] * 3}
+
+
+@pytest.mark.parametrize("missed", ["windows", "vectors"])
+def test_rows_of_a_dead_writer_are_dropped_although_its_mark_is_gone(tmp_path, missed):
+    """The whole snapshot was lost with the mark in it; the id of the lost file is given out again."""
+    store, folder = Store(tmp_path / "l.ev"), tmp_path / "l.ev"
+    with store.writing(SETTINGS) as writer:
+        writer.commit([a_file(writer.new_id(), "/a")])
+    lost = a_file(1, "/b", 2)
+    tables = Tables(folder / "tables", "space", 4)
+    tables.put([lost.record], lost.windows, lost.vectors, [])
+    tables._tables["files"].delete("path = '/b'")
+    tables._tables[missed].delete("file_id = 1")
+    shutil.rmtree(folder / "snapshot")
+    with store.writing(SETTINGS) as writer:
+        writer.commit([a_file(writer.new_id(), "/c", 1)])
+    assert contents(Store(folder)) == {"/a": [0.0] * 3, "/c": [1.0]}
+
+
+def test_what_is_written_while_a_reader_loads_is_seen_by_its_next_search(tmp_path, monkeypatch):
+    store, reader = Store(tmp_path / "l.ev"), Store(tmp_path / "l.ev")
+    load = Snapshot.load
+    with store.writing(SETTINGS) as writer:
+        writer.commit([a_file(writer.new_id(), "/a")])
+
+        def load_late(folder):
+            found = load(folder)
+            monkeypatch.undo()
+            writer.commit([a_file(writer.new_id(), "/b", 1)])
+            return found
+
+        monkeypatch.setattr(Snapshot, "load", load_late)
+        assert contents(reader) == {"/a": [0.0] * 3}
+    assert contents(reader) == {"/a": [0.0] * 3, "/b": [1.0]}
+
+
+def test_commits_go_on_after_finishing(tmp_path):
+    store = Store(tmp_path / "l.ev")
+    with store.writing(SETTINGS) as writer:
+        writer.commit([a_file(writer.new_id(), "/a", 5)])
+        writer.commit([a_file(writer.new_id(), "/a", 2)])
+        writer.finish(SETTINGS)
+        writer.commit([a_file(writer.new_id(), "/b", 1)])
+    assert contents(Store(tmp_path / "l.ev")) == {"/a": [1.0] * 2, "/b": [2.0]}
+
+
+def test_torn_files_of_a_dead_writer(tmp_path):
+    store = Store(tmp_path / "l.ev")
+    store.folder.mkdir()
+    for name in ("lock", "index.json.new"):
+        (store.folder / name).touch()
+    assert store.may_begin, "what a first writer leaves that died before index.json"
+    (store.folder / "holiday.mp4").touch()
+    assert not store.may_begin
+    store.log_run({"files": 1})
+    with (store.folder / "runs.jsonl").open("a") as file:
+        file.write('{"files": ')
+    assert store.runs() == [{"files": 1}]
+    for damage in ("", "{", "[]", '{"format": 1}'):
+        (store.folder / "index.json").write_text(damage)
+        with pytest.raises(LibraryError, match=r"index\.json is damaged"):
+            store.settings()
 
 
 def test_vectors_of_another_length_are_refused(tmp_path):

@@ -148,7 +148,7 @@ class Index:
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         if folder.exists() and not folder.is_dir():
             raise LibraryError(f"an index is a folder, but {printable(folder)} is a file; choose another path")
-        if folder.is_dir() and any(folder.iterdir()) and not Store(folder).exists:
+        if not Store(folder).exists and not Store(folder).may_begin:
             raise LibraryError(f"{printable(folder)} is a folder that is not an index; choose another path")
         index = cls(folder, _Wanted(model, encoder, sampling, point))
         if index._store.exists and sampling is not None and sampling != index._store.settings().sampling:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,21 @@ class Settings:
         """Inverse of `to_json`.
 
         Raises:
-            LibraryError: the text was written by a version of elastivid that this one cannot read.
+            LibraryError: the text is damaged or was written by a version of elastivid that this one cannot read.
         """
-        values = json.loads(text)
-        found = values.pop("format", None)
-        if found != FORMAT:
-            raise LibraryError(f"the index has format {found}, this elastivid reads {FORMAT}; index the folder anew")
-        point = values.pop("point")
-        if isinstance(point["width"], list):
-            point["width"] = tuple(point["width"])
-        return cls(**{**values, "sampling": Sampling(**values["sampling"]), "point": OperatingPoint(**point)})
+        try:
+            values = json.loads(text)
+            found = values.pop("format", None)
+            if found != FORMAT:
+                raise LibraryError(f"the index has format {found}, this elastivid reads {FORMAT}; index anew")
+            point = values.pop("point")
+            if isinstance(point["width"], list):
+                point["width"] = tuple(point["width"])
+            return cls(**{**values, "sampling": Sampling(**values["sampling"]), "point": OperatingPoint(**point)})
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise LibraryError(
+                f"index.json is damaged ({type(error).__name__}: {error}); delete the index and index the folder anew"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -111,15 +116,25 @@ class Store:
             )
         return Settings.from_json((self.folder / "index.json").read_text())
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether an index may be made in the folder: nothing is there, or what a first writer that died left."""
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return names <= {"lock", "index.json.new"}
+
     def log_run(self, values: dict[str, Any]) -> None:
         """Note what a run of indexing did."""
         with (self.folder / "runs.jsonl").open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     def runs(self) -> list[dict[str, Any]]:
-        """What runs of indexing did, oldest first."""
+        """What runs of indexing did, oldest first. A line that a writer died in is no run."""
         path = self.folder / "runs.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        runs = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with suppress(json.JSONDecodeError):
+                runs.append(json.loads(line))
+        return runs
 
     def snapshot(self) -> Snapshot:
         """The newest consistent state. Left-overs of a writer that died are repaired from the tables first.
@@ -140,8 +155,9 @@ class Store:
                     if not free:
                         raise LibraryError(f"{printable(self.folder)} is being written for the first time; try again")
                     self._recover(settings, rebuild=True)
+                stamp = self._read_stamp()
                 loaded = Snapshot.require(self.snapshot_folder)
-            self._loaded, self._stamp = loaded, self._read_stamp()
+            self._loaded, self._stamp = loaded, stamp  # the stamp of before: what came meanwhile is loaded next time
         return self._loaded
 
     @contextmanager
@@ -199,9 +215,9 @@ class Store:
     def _recover(self, settings: Settings, rebuild: bool = False) -> Tables:
         """Make tables and snapshot agree. Called under the lock."""
         tables = Tables(self.folder / "tables", settings.space_id, settings.dim)
-        if self._dirty.exists():
-            tables.remove_orphans()
         manifest = Manifest.read(self.snapshot_folder)
+        if rebuild or self._dirty.exists() or manifest is None or manifest.tables != tables.versions():
+            tables.remove_orphans()
         stale = manifest is None or manifest.tables != tables.versions()
         if rebuild or stale or Snapshot.load(self.snapshot_folder) is None:
             self.rebuild(tables, settings)
@@ -260,7 +276,10 @@ class Writer:
                 self._tables.compact()
             if manifest.rows - living > REBUILD_AT_DEAD_FRACTION * manifest.rows:
                 self._store.rebuild(self._tables, settings)
-                self._snapshot.manifest = Manifest.require(self._store.snapshot_folder)
+                rebuilt = Manifest.require(self._store.snapshot_folder)
+                self._snapshot.manifest = rebuilt  # its files are closed, those of the new generation stay
+                self._snapshot.close()
+                self._snapshot = SnapshotWriter(self._store.snapshot_folder, rebuilt)
             elif many:
                 empty = np.zeros(0, dtype=WINDOW)
                 self._snapshot.append([], empty, np.zeros((0, manifest.dim), np.float32), self._tables.versions())

@@ -128,6 +128,8 @@ def test_a_truncated_file_is_indexed_as_far_as_it_goes(tmp_path, index):
     assert (report.indexed, record.status) == (0, "partial")
     assert re.fullmatch(r"frames end at about 1\d\.\d s of 20\.0 s", record.reason)
     assert index.search("red", top=1)[0].score > 0.99
+    with pytest.raises(QueryError, match=r"cut\.mkv shows nothing at 18\.0 s: .*; take an earlier time"):
+        index.search(like=f"{cut}@18")
 
 
 def test_files_that_are_gone_are_kept_but_not_found(index, videos):
@@ -319,6 +321,27 @@ def test_a_file_name_that_is_not_unicode_is_found(tmp_path, index):
     assert report.indexed == 1, report.bad
     assert os.fsencode(index.search("red", top=1)[0].path).endswith(b"/bad\xff.mp4")
     assert index.add(folder).unchanged == 1
+
+
+def test_an_error_that_names_such_a_file_is_stored(tmp_path, index, monkeypatch):
+    def fragile(reader, sampling):
+        raise ZeroDivisionError(reader.metadata.path)
+
+    monkeypatch.setattr(indexing, "read_windows", fragile)
+    (tmp_path / "v").mkdir()
+    os.rename(os.fsencode(render(tmp_path / "good.mp4", ("red", 2))), os.fsencode(tmp_path / "v") + b"/bad\xff.mp4")
+    (record,) = index.add(tmp_path / "v").bad
+    assert record.reason.endswith("bad?.mp4")
+    assert [found.reason for found in index.files()] == [record.reason]
+
+
+def test_a_weights_file_is_remembered_by_its_whole_path(tmp_path, videos, monkeypatch):
+    encoder = ColourEncoder()
+    encoder.name = "mine.safetensors"
+    monkeypatch.chdir(tmp_path)
+    index = Index.open("l.ev", encoder=encoder)
+    index.add(videos / "short.mp4")
+    assert index.settings.model == str(tmp_path / "mine.safetensors")
 
 
 def test_two_searches_do_not_disturb_each_other(index, videos):

@@ -248,6 +248,7 @@ def test_commits_go_on_after_finishing(tmp_path):
         writer.commit([a_file(writer.new_id(), "/a", 2)])
         writer.finish(SETTINGS)
         writer.commit([a_file(writer.new_id(), "/b", 1)])
+        assert Snapshot.load(tmp_path / "l.ev" / "snapshot") is not None, "without a repair from the tables"
     assert contents(Store(tmp_path / "l.ev")) == {"/a": [1.0] * 2, "/b": [2.0]}
 
 

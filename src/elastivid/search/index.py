@@ -313,7 +313,10 @@ class Index:
             length = min(sampling.window_seconds, duration) if duration else sampling.window_seconds
             times = start + (np.arange(sampling.frames) + 0.5) * length / sampling.frames
             clip = reader.frames_played_at(times, decode=sampling.decode)
-        return embed_windows(self._encoder, clip.frames[None], self._wanted.point or made_by.point)[0]
+        if len(clip) == 0:
+            raise QueryError(f"{printable(path)} shows nothing at {middle:.1f} s: {clip.problem}; take an earlier time")
+        held = np.minimum(np.arange(sampling.frames), len(clip) - 1)  # where frames end, the last one stays
+        return embed_windows(self._encoder, clip.frames[held][None], self._wanted.point or made_by.point)[0]
 
     # models
 
@@ -346,8 +349,9 @@ class Index:
             _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
             return settings
         sampling, point = self._wanted.sampling or Sampling(), self._wanted.point or DEFAULT_POINT
+        model = self._encoder.name if self._wanted.encoder is not None else self._model_name
         return Settings(
-            model=self._encoder.name if self._wanted.encoder is not None else self._model_name,
+            model=os.path.abspath(os.path.expanduser(model)) if model.endswith(".safetensors") else model,
             space_id=self._encoder.space_id,
             dim=self._encoder.dim,
             sampling=sampling,

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
+from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord
 from elastivid.search.snapshot import WINDOW
 from elastivid.search.store import IndexedFile
@@ -459,7 +460,7 @@ def _finish(opened: _OpenFile, end: _EndItem, dim: int) -> IndexedFile:
         size_bytes=job.size_bytes,
         modified_ns=job.modified_ns,
         status=end.status,
-        reason=end.reason.removeprefix(f"{job.path}: "),
+        reason=printable(end.reason.removeprefix(f"{job.path}: ")),
         duration_seconds=end.duration_seconds,
         width=end.width,
         height=end.height,

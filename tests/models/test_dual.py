@@ -115,6 +115,17 @@ def test_damaged_files_are_refused(saved, tmp_path):
         load(rewritten(saved, path, lambda t, m: t.update(log_scale=torch.zeros(2))))
     with pytest.raises(WeightsError, match="golden clip embeds"):
         load(rewritten(saved, path, lambda t, m: t["video.pools.0.proj.weight"].neg_()))
+    with pytest.raises(WeightsError, match="golden clip embeds nan away"):
+        load(rewritten(saved, path, lambda t, m: t["video.pools.0.proj.weight"].fill_(float("nan"))))
+    with pytest.raises(WeightsError, match="golden clip embeds inf away"):
+        load(rewritten(saved, path, lambda t, m: m.update(golden="[1.0]")))
+    with pytest.raises(WeightsError, match=r"have space \w{16}, but it says"):
+        load(rewritten(saved, path, lambda t, m: t["text.table"][0].add_(1)))
+    with pytest.raises(WeightsError, match="is not json"):
+        load(rewritten(saved, path, lambda t, m: m.update(config="{")))
+    for change in ({"transform": "[]"}, {"config": '{"video": {}}'}, {"config": '{"video": {"wings": 2}, "text": {}}'}):
+        with pytest.raises(WeightsError, match="does not describe a dual encoder"):
+            load(rewritten(saved, path, lambda t, m, change=change: m.update(change)))
     with pytest.raises(WeightsError, match="no elastivid metadata"):
         load(rewritten(saved, path, lambda t, m: m.pop("address")))
     path.write_bytes(saved.read_bytes()[:1000])

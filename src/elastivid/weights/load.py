@@ -2,8 +2,8 @@
 
 A weights file is one safetensors: tensors under `video.` and `text.` plus `log_scale`; metadata as JSON strings:
 `address`, `config`, `text_config`, `transform`, `space_id`, `licence`, `card`, `golden`. Floating tensors are stored
-in half precision and computed in single. `golden` is the embedding of a fixed clip: loading recomputes it, so a
-damaged file or a changed model is noticed at once.
+in half precision and computed in single. Loading recomputes `space_id`, a hash of all tensors, and `golden`, the
+embedding of a fixed clip, so a damaged file or a changed model is noticed at once.
 
 Importing this module does not load torch; `resolve` and `read_metadata` work without it.
 """
@@ -93,7 +93,10 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path} holds no elastivid metadata; it may be another program's file and needs a converter"
         )
-    return {key: json.loads(value) for key, value in raw.items()}
+    try:
+        return {key: json.loads(value) for key, value in raw.items()}
+    except ValueError as error:
+        raise WeightsError(f"metadata of {path} is not json ({error}); fetch the weights file again") from error
 
 
 def load(address: str) -> DualEncoder:
@@ -103,8 +106,8 @@ def load(address: str) -> DualEncoder:
         address: "nano", or the path of a file that `save` wrote.
 
     Raises:
-        UnknownNameError, WeightsError: see `resolve` and `read_metadata`; also when tensors are missing, unknown or
-            misshapen, or the golden embedding does not come out.
+        UnknownNameError, WeightsError: see `resolve` and `read_metadata`; also when metadata is incomplete, tensors
+            are missing, unknown or misshapen, or the golden embedding or the space does not come out.
     """
     from safetensors.torch import load_file
 
@@ -115,15 +118,25 @@ def load(address: str) -> DualEncoder:
 
     path = resolve(address)
     metadata = read_metadata(path)
-    config = FluxDualConfig(
-        video=FluxViTConfig(**metadata["config"]["video"]), text=TextConfig(**metadata["config"]["text"])
-    )
-    model = FluxDual(config, Transform.from_dict(metadata["transform"]), name=address)
+    try:
+        towers, golden, space_id = metadata["config"], metadata["golden"], metadata["space_id"]
+        config = FluxDualConfig(video=FluxViTConfig(**towers["video"]), text=TextConfig(**towers["text"]))
+        transform = Transform.from_dict(metadata["transform"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"metadata of {path} does not describe a dual encoder ({type(error).__name__}: {error}); "
+            "use a file that `save` wrote"
+        ) from error
+    model = FluxDual(config, transform, name=address)
     stored = load_file(path)
     _check_keys(path, model.state_dict(), stored)
     model.load_state_dict(stored, strict=True)
     model.eval()
-    _check_golden(path, model, metadata)
+    _check_golden(path, model, golden)
+    if model.space_id != space_id:
+        raise WeightsError(
+            f"tensors of {path} have space {model.space_id}, but it says {space_id}: it is damaged; fetch it anew"
+        )
     return model
 
 
@@ -184,10 +197,10 @@ def _check_keys(path: Path, wanted: dict[str, torch.Tensor], stored: dict[str, t
         raise WeightsError(f"{path} does not fit the model; missing {missing}, unknown {unknown}, misshapen {shapes}")
 
 
-def _check_golden(path: Path, model: FluxDual, metadata: dict[str, Any]) -> None:
-    got, wanted = golden_embedding(model), metadata["golden"]
-    worst = max(abs(a - b) for a, b in zip(got, wanted, strict=True))
-    if worst > 1e-3:
+def _check_golden(path: Path, model: FluxDual, wanted: list[float]) -> None:
+    got = golden_embedding(model)
+    worst = max(abs(a - b) for a, b in zip(got, wanted, strict=True)) if len(got) == len(wanted) else float("inf")
+    if not worst <= 1e-3:  # so that not-a-number is refused
         raise WeightsError(
             f"{path} loads, but its golden clip embeds {worst:.2g} away from the stored embedding (allowed 1e-3): "
             "the file is damaged or was written by another version of elastivid"

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "search"))
 from worlds import ColourEncoder, render
@@ -126,6 +128,7 @@ def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, caps
         (("frobnicate",), 2, "No such command 'frobnicate'"),
         (("info", "videos"), 1, "elastivid: videos is a folder but no index"),
         (("info", "videos/noise.mp4"), 1, "elastivid: .*noise.mp4"),
+        (("info", "videos/c.mp4"), 1, r"elastivid: no such file: videos/c\.mp4"),
         (("info", "nanno"), 1, "elastivid: unknown weights .*'nanno'.*Did you mean 'nano'"),
     ],
 )
@@ -163,6 +166,16 @@ def test_info_about_an_index_and_a_file(colours, monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, "info", "videos/b.mp4")
     assert re.search(r"width +64\n", out)
     assert re.search(r"codec +mpeg4\n", out)
+
+
+def test_info_about_a_model_prints_each_value_once(monkeypatch, capsys, tmp_path):
+    path = tmp_path / "m.safetensors"
+    values = {"address": "dual/x", "config": {"text": {"depth": 2}}, "text_config": {"depth": 2}, "golden": [0.5]}
+    save_file({"a": np.zeros(1)}, path, metadata={key: json.dumps(value) for key, value in values.items()})
+    code, out, _ = run(monkeypatch, capsys, "info", str(path))
+    assert code == 0
+    assert out.count('"depth": 2') == 1
+    assert "0.5" not in out
 
 
 def test_doctor_names_what_is_missing(monkeypatch, capsys):
@@ -226,11 +239,15 @@ def test_demo_on_own_videos_says_what_nano_is(colours, monkeypatch, capsys):
     page = (colours / "demo" / "report.html").read_text()
     assert "green" in page
     assert "noise.mp4" in page
+    (colours / "others").mkdir()
+    render(colours / "others" / "c.mp4", ("blue", 5))
+    _, out, _ = run(monkeypatch, capsys, "demo", "--videos", "others", "--query", "green")
+    assert "b.mp4" not in out, "only the folder asked for is searched"
 
 
 def test_demo_on_the_rendered_library_counts_first_places(colours, monkeypatch, capsys):
     def two_videos(folder, *, count, processes):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         render(folder / "video_0.mp4", ("red", 5))
         render(folder / "video_1.mp4", ("green", 5))
         queries = [
@@ -248,3 +265,12 @@ def test_demo_on_the_rendered_library_counts_first_places(colours, monkeypatch, 
     _, out, _ = run(monkeypatch, capsys, "demo", "--output", "d")
     assert "using the 108 videos in d/library" in out
     assert "0 files read, 2 unchanged" in out
+
+    def killed(folder, *, count, processes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("elastivid.data.demo.demo_library", killed)
+    run(monkeypatch, capsys, "demo", "--output", "d", "--count", "120")
+    monkeypatch.setattr("elastivid.data.demo.demo_library", two_videos)
+    _, out, _ = run(monkeypatch, capsys, "demo", "--output", "d")
+    assert "rendering 108 videos" in out, "what is left of a killed rendering is not used"

@@ -267,8 +267,11 @@ def test_an_index_of_another_model_is_refused(index, videos):
     index.add(videos / "a.mp4")
     other = Index.open(index.path, encoder=ColourEncoder("other space"))
     for use in (lambda: other.search("red"), lambda: other.add(videos), lambda: other.search(like=f"{videos}/a.mp4@1")):
-        with pytest.raises(LibraryError, match=r"made with model 'colour-encoder' \(space colours\).*other space"):
+        with pytest.raises(LibraryError, match=r"model 'colour-encoder' \(space colours\).*other space.*delete"):
             use()
+    other._wanted.encoder.name = "another"
+    with pytest.raises(LibraryError, match="use --model colour-encoder, or index into another path"):
+        other.search("red")
 
 
 def test_wrong_use_says_what_to_do(tmp_path, index, videos):

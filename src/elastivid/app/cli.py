@@ -21,9 +21,6 @@ from elastivid.search.records import QueryError
 if TYPE_CHECKING:
     from elastivid.core.point import Sampling
 
-if TYPE_CHECKING:
-    pass
-
 app = typer.Typer(
     name="elastivid",
     help="Search your videos in words, on your own machine, within the compute you have.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def run_demo(output: Path, *, videos: Path | None, queries: list[str], count: in
     if videos is None:
         folder, library = _rendered(output / "library", count), output / "library.ev"
     else:
-        folder, library = videos, output / "own.ev"
+        folder = videos.expanduser().absolute()  # an index of its own for every folder, so that nothing else is found
+        library = output / f"own-{zlib.crc32(os.fsencode(folder)):08x}.ev"
         print(NANO_IS_SMALL)
     questions = _questions(folder, queries, own=videos is not None)
     with Index.open(library) as index:
@@ -84,6 +86,7 @@ def _rendered(folder: Path, count: int) -> Path:
         return folder
     started = time.perf_counter()
     print(f"rendering {count} videos into {folder}")
+    truth.unlink(missing_ok=True)  # before the videos: it says that they are all there
     for old in folder.glob("video_*"):
         old.unlink()
     demo_library(folder, count=count, processes=os.cpu_count() or 1)

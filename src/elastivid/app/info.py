@@ -15,6 +15,7 @@ from pathlib import Path
 from elastivid import __version__
 from elastivid.app.text import short_path
 from elastivid.core.errors import ElastividError
+from elastivid.search.library import VIDEO_SUFFIXES
 from elastivid.search.printing import printable, span
 
 PACKAGES = {
@@ -25,6 +26,7 @@ PACKAGES = {
     "tokenizers": "",
     "rich": "",
     "lancedb": "search",
+    "pyarrow": "search",
     "PIL": "search",
 }
 DISTRIBUTIONS = {"PIL": "pillow"}
@@ -44,6 +46,8 @@ def describe(target: str) -> list[str]:
         raise ElastividError(f"{printable(path)} is a folder but no index; make one with: elastivid index {target}")
     if path.exists() and path.suffix != ".safetensors":
         return describe_video(path)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise ElastividError(f"no such file: {printable(path)}; check the spelling or mount the drive")
     return describe_model(target)
 
 
@@ -87,14 +91,14 @@ def describe_video(path: Path) -> list[str]:
 
 
 def describe_model(address: str) -> list[str]:
-    """Metadata of a weights file: everything but the tensors and the golden clip."""
+    """Metadata of a weights file: everything but the tensors, the golden clip and the copy of `config.text`."""
     from elastivid.weights.load import read_metadata, resolve
 
     path = resolve(address)
     values = read_metadata(path)
     lines = [f"{'file':<12} {printable(path)} ({path.stat().st_size / 1e6:.1f} MB)"]
     for name, value in values.items():
-        if name == "golden":
+        if name in ("golden", "text_config"):
             continue
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         lines += [f"{name:<12} {text}".replace("\n", "\n" + " " * 13)]

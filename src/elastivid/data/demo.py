@@ -181,7 +181,9 @@ def demo_library(folder: str | Path, *, count: int = 108, seed: int = DEMO_SEED,
         spawn = multiprocessing.get_context("spawn")  # forking a process that runs threads can hang
         with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
             list(pool.map(_render, jobs, chunksize=4))
-    (folder / "ground_truth.json").write_text(json.dumps(ground_truth(videos), indent=1) + "\n", encoding="utf-8")
+    partial = folder / "ground_truth.json.new"
+    partial.write_text(json.dumps(ground_truth(videos), indent=1) + "\n", encoding="utf-8")
+    partial.replace(folder / "ground_truth.json")
     return videos
 
 

@@ -401,7 +401,8 @@ def _set_missing(writer: Writer, records: list[FileRecord], missing: bool) -> No
 
 def _require_space(made_by: Settings, space_id: str, name: str, path: Path) -> None:
     if made_by.space_id != space_id:
+        way_out = "delete this index" if name == made_by.model else f"use --model {made_by.model}"
         raise LibraryError(
             f"{printable(path)} was made with model {made_by.model!r} (space {made_by.space_id}), but {name!r} has "
-            f"space {space_id}: their vectors do not compare. Use --model {made_by.model}, or index into another path"
+            f"space {space_id}: their vectors do not compare; {way_out}, or index into another path"
         )

@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 VIDEOS ?=
 QUERY ?=
+# for `make bench`: labelled clips, and the checkpoints of `recipes/train_nano.py real --fold 0` to `--fold 4`
+LABELLED ?= ../shared/data/labelled
+FOLDS ?=
 
 EXTRAS_demo := search
 EXTRAS_test := search,plot,docs,dev
@@ -42,7 +45,12 @@ lint: setup
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tables under docs/benchmarks
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for name in decode demo encoder indexing search_speed; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+ifeq ($(FOLDS),)
+	@echo "== actions: left out, it needs LABELLED=folder and FOLDS=\"five checkpoints of recipes/train_nano.py\""
+else
+	@echo "== actions"; $(BIN)/python benchmarks/actions.py --labelled "$(LABELLED)" --folds $(FOLDS)
+endif
 
 docs: setup  ## the documentation as a site under site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -190,3 +190,12 @@ def test_links_between_our_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_make_bench_runs_every_benchmark():
+    looped = re.search(r"for name in (.*); do", (ROOT / "Makefile").read_text())
+    assert looped
+    every = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert set(looped[1].split()) == every - {"tables", "actions"}, (
+        "tables is shared code, actions has a line of its own"
+    )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from worlds import ColourEncoder, render
 
+from elastivid.app.text import lines_of_add
 from elastivid.core.errors import WeightsError
 from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search import indexing
@@ -130,6 +131,22 @@ def test_a_truncated_file_is_indexed_as_far_as_it_goes(tmp_path, index):
     assert index.search("red", top=1)[0].score > 0.99
     with pytest.raises(QueryError, match=r"cut\.mkv shows nothing at 18\.0 s: .*; take an earlier time"):
         index.search(like=f"{cut}@18")
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(index, videos, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("été"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    report = index.add(videos)
+    assert report.indexed == 2
+    (reason,) = report.unlisted
+    assert "Permission denied" in reason
+    assert f"trouble: folder left out: {reason}" in lines_of_add(report, index)
 
 
 def test_files_that_are_gone_are_kept_but_not_found(index, videos):
@@ -304,9 +321,9 @@ def test_what_counts_as_a_video(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"12345")
     (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
-    names = [os.path.relpath(file.path, tmp_path) for file in find_videos([tmp_path, tmp_path / "sub"])]
+    names = [os.path.relpath(file.path, tmp_path) for file in find_videos([tmp_path, tmp_path / "sub"])[0]]
     assert names == ["a.MP4", "b.mkv", "dangling.mp4", "sub/f.webm"]
-    assert [Path(file.path).name for file in find_videos([tmp_path / "c.jpg"])] == ["c.jpg"], "named files are taken"
+    assert [Path(file.path).name for file in find_videos([tmp_path / "c.jpg"])[0]] == ["c.jpg"], "named files are taken"
 
 
 def test_paths_that_are_not_unicode_survive():

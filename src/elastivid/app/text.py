@@ -64,6 +64,9 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
             f"time: loading the model {span(spent.load_seconds)}, storing {span(spent.store_seconds)}; side by side, "
             f"summed over threads: decoding {span(spent.decode_seconds)}, encoding {span(spent.encode_seconds)}"
         )
+    lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]
+    if len(report.unlisted) > SHOWN_BAD_FILES:
+        lines.append(f"trouble: and {len(report.unlisted) - SHOWN_BAD_FILES} more folders")
     lines += _bad_lines("trouble", report.bad)
     if report.still_bad:
         lines.append(f"{len(report.still_bad)} unchanged files could not be read before (--retry-failed tries again)")

@@ -62,6 +62,7 @@ class AddReport:
         bad: records of this run's partial, failed and crashed files, each with its reason.
         still_bad: records of unchanged files that are partial or failed.
         missing: files found gone from a folder that exists; kept in the index, left out of results.
+        unlisted: why folders could not be listed; what they hold was not looked at.
         windows: windows embedded.
         video_seconds: duration of what was read.
         elapsed_seconds: wall time.
@@ -73,6 +74,7 @@ class AddReport:
     bad: list[FileRecord]
     still_bad: list[FileRecord]
     missing: list[FileRecord]
+    unlisted: list[str]
     windows: int
     video_seconds: float
     elapsed_seconds: float
@@ -220,7 +222,7 @@ class Index:
 
         started = time.perf_counter()
         listed = [sources] if isinstance(sources, str | Path) else list(sources)
-        found = find_videos(listed)
+        found, unlisted = find_videos(listed)
         settings = self._settings_for_writing()
         loaded = time.perf_counter()
         with self._store.writing(settings) as writer:
@@ -240,6 +242,7 @@ class Index:
             bad=sorted((r for r in pipeline.records if r.status != "indexed"), key=lambda r: r.path),
             still_bad=[r for r in changes.unchanged if r.status != "indexed"],
             missing=changes.missing,
+            unlisted=[printable(str(error)) for error in unlisted],
             windows=pipeline.windows_done,
             video_seconds=pipeline.video_seconds,
             elapsed_seconds=time.perf_counter() - started,

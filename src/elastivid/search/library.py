@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +43,21 @@ class Changes:
     missing: list[FileRecord]
 
 
-def find_videos(sources: Iterable[str | Path]) -> list[FoundFile]:
+def find_videos(sources: Iterable[str | Path]) -> tuple[list[FoundFile], list[OSError]]:
     """Video files in folders (by suffix, subfolders included, hidden ones left out) and files named one by one.
+
+    Returns:
+        The files by path, and why folders could not be listed.
 
     Raises:
         LibraryError: a source does not exist.
     """
     found: dict[str, FoundFile] = {}
+    unlisted: list[OSError] = []
     for source in sources:
         path = os.path.abspath(os.path.expanduser(source))
         if os.path.isdir(path):
-            names = list(_walk(path))
+            names = list(_walk(path, unlisted.append))
         elif os.path.exists(path):
             names = [path]
         else:
@@ -64,7 +68,7 @@ def find_videos(sources: Iterable[str | Path]) -> list[FoundFile]:
             except OSError:
                 status = None  # a dangling link or a file that vanished meanwhile: reading it reports why
             found[name] = FoundFile(name, status.st_size if status else 0, status.st_mtime_ns if status else 0)
-    return sorted(found.values(), key=lambda file: file.path)
+    return sorted(found.values(), key=lambda file: file.path), unlisted
 
 
 def compare(
@@ -95,8 +99,8 @@ def compare(
     return Changes(read, unchanged, returned, missing)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, names in os.walk(folder):
+def _walk(folder: str, on_error: Callable[[OSError], None]) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".ev"))
         for name in sorted(names):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:

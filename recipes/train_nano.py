@@ -58,11 +58,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
     parser.add_argument("--init", type=Path, help="checkpoint to start from")
     parser.add_argument("--labelled", type=Path, help="folder with labels.csv (stage real)")
-    parser.add_argument("--fold", type=int, default=-1, help="fold of sources to leave out, 0 to 4; -1 uses all")
+    parser.add_argument(
+        "--fold", type=int, default=-1, choices=range(-1, 5), help="fold of sources to leave out, 0 to 4; -1 uses all"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all step counts (0.01 for a smoke run)")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.stage == "real" and not args.labelled:
+        parser.error("stage real needs --labelled FOLDER, a folder with labels.csv")
+    return args
 
 
 def build(init: Path | None) -> tuple[FluxDual, DualLoss]:

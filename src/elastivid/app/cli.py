@@ -15,7 +15,7 @@ import typer
 
 from elastivid import __version__
 from elastivid.app.text import addresses, lines_of_add, lines_of_moments
-from elastivid.core.errors import ElastividError
+from elastivid.core.errors import ElastividError, PointError
 from elastivid.search.records import QueryError
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def main() -> None:
     """Run the command line; errors of the library become one line on stderr."""
     try:
         app()
-    except QueryError as error:
+    except (QueryError, PointError) as error:
         _fail(error, 2)
     except ElastividError as error:
+        _fail(error, 1)
+    except OSError as error:  # an unwritable folder, a full disk: the user's to mend, no fault of the program
         _fail(error, 1)
 
 

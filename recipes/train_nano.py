@@ -2,8 +2,9 @@
 
     python recipes/train_nano.py world   --out runs/world.pt
     python recipes/train_nano.py sharpen --init runs/world.pt --out runs/sharp.pt
-    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ../shared/data/labelled --out runs/nano.pt
-    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ... --fold 0 --out runs/fold0.pt
+    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ../shared/data/labelled --out runs/real.pt
+    python recipes/train_nano.py finish  --init runs/real.pt  --labelled ../shared/data/labelled --out runs/nano.pt
+    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ... --fold 0 --out runs/fold0.pt   # for scoring
 
 The loss is that of `elastivid.train.dual`: contrastive with hard negative captions, first at one token count per clip,
 then at three (Flux-Multi, arXiv 2503.14237); a moving average of the weights is what gets kept.
@@ -47,9 +48,10 @@ STAGES = {
     ),
     "sharpen": (Phase(100, 168, (256, 128, 64)),),
     "real": (Phase(300, 112, (64,)), Phase(40, 168, (256, 128, 64))),
+    "finish": (Phase(420, 168, (256, 64)),),
 }
-LEARNING_RATE = {"world": 2e-3, "sharpen": 5e-4, "real": 6e-4}
-REAL_SHARE = {"world": 0.0, "sharpen": 0.0, "real": 0.6}
+LEARNING_RATE = {"world": 2e-3, "sharpen": 5e-4, "real": 6e-4, "finish": 6e-4}
+REAL_SHARE = {"world": 0.0, "sharpen": 0.0, "real": 0.6, "finish": 0.2}
 
 
 def parse() -> argparse.Namespace:
@@ -65,8 +67,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all step counts (0.01 for a smoke run)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.stage == "real" and not args.labelled:
-        parser.error("stage real needs --labelled FOLDER, a folder with labels.csv")
+    if REAL_SHARE[args.stage] > 0 and not args.labelled:
+        parser.error(f"stage {args.stage} needs --labelled FOLDER, a folder with labels.csv")
     return args
 
 

@@ -4,7 +4,7 @@
     python recipes/train_nano.py sharpen --init runs/world.pt --out runs/sharp.pt
     python recipes/train_nano.py real    --init runs/sharp.pt --labelled ../shared/data/labelled --out runs/real.pt
     python recipes/train_nano.py finish  --init runs/real.pt  --labelled ../shared/data/labelled --out runs/nano.pt
-    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ... --fold 0 --out runs/fold0.pt   # for scoring
+    python recipes/train_nano.py real    --init runs/sharp.pt --labelled ... --fold 0 --out runs/fold0.pt  # to score
 
 The loss is that of `elastivid.train.dual`: contrastive with hard negative captions, first at one token count per clip,
 then at three (Flux-Multi, arXiv 2503.14237); a moving average of the weights is what gets kept.

@@ -28,6 +28,8 @@ from elastivid.video.index import PacketIndex, build_index, can_index
 from elastivid.video.source import Limits, open_container, refuse_encryption
 
 THREADED_PIXELS = 320 * 240  # sequential decoding gains from threads from this size on
+SIMPLE_THREADED_PIXELS = 640 * 480  # the same for older codecs, whose small frames decode faster than threads hand over
+DEMANDING_CODECS = frozenset({"h264", "hevc", "vvc", "vp9", "av1", "dirac"})
 INDEXED_THREADED_PIXELS = 1280 * 720  # short runs of packets gain later: threads delay frames
 PROBED_PACKETS = 12
 MAX_FAILED_PACKETS = 1000
@@ -53,8 +55,8 @@ class Decoder:
     Args:
         path: local file.
         limits: what reading may cost.
-        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on,
-            frames by index from 720p on.
+        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on
+            (640x480 for codecs older than H.264), frames by index from 720p on.
 
     Raises:
         VideoError: the file cannot be opened.
@@ -173,9 +175,10 @@ class Decoder:
             keyframes_only: leave everything but keyframes undecoded; indices are -1 then.
         """
         self.rewind()
-        self._use_threads(THREADED_PIXELS)
-        self._next_packet = -1
         codec = self.stream.codec_context
+        demanding = codec.codec.canonical_name in DEMANDING_CODECS
+        self._use_threads(THREADED_PIXELS if demanding else SIMPLE_THREADED_PIXELS)
+        self._next_packet = -1
         if keyframes_only:
             codec.skip_frame = "NONKEY"
         self.failed_packets = 0

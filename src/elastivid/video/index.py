@@ -105,6 +105,18 @@ class PacketIndex:
         """Doubtful groups that hold one of `frames`."""
         return [g for g in self.doubtful if np.any((frames >= g.first_frame) & (frames < g.stop_frame))]
 
+    def beats_sequential(self, frames: np.ndarray) -> bool:
+        """Whether reaching `frames` (ascending) decodes no more packets than reading up to the last of them.
+
+        Groups that must be settled first are decoded twice, so only they can turn the balance.
+        """
+        doubtful = self.doubtful_among(frames)
+        if not doubtful:
+            return True
+        settled = sum(group.stop_packet - group.first_packet for group in doubtful)
+        served = sum(stop - first for first, stop, _ in self.ranges(frames))
+        return settled + served <= int(self.packet_of_frame[frames].max()) + 1
+
     def settle(self, group: Group, pts: list[int]) -> bool:
         """Give the frames of a doubtful group the order in which they came out. False when they are not the same."""
         packet_of = {int(self.pts[p]): int(p) for p in self.packet_of_frame[group.first_frame : group.stop_frame]}

@@ -38,8 +38,8 @@ class VideoReader:
         size: `None` keeps the stored size; one int makes a square, (height, width) any other size. Resizing is
             antialiased bilinear, without keeping the aspect ratio.
         limits: what reading may cost; `None` takes the defaults of `Limits`.
-        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on,
-            frames by index from 720p on.
+        threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on
+            (640x480 for codecs older than H.264), frames by index from 720p on.
 
     Raises:
         VideoNotFoundError, NotAVideoError, NoVideoStreamError, EncryptedVideoError, VideoTooLargeError,
@@ -232,8 +232,10 @@ class VideoReader:
             return
         index = self._decoder.index()
         if index is not None:
-            yield from self._decoder.indexed(unique[unique < index.num_frames])
-            return
+            within = unique[unique < index.num_frames]
+            if index.beats_sequential(within):
+                yield from self._decoder.indexed(within)
+                return
         wanted = iter(unique.tolist())
         target = next(wanted, None)
         for item in self._decoder.sequential():

@@ -48,7 +48,7 @@ STAGES = {
     ),
     "sharpen": (Phase(100, 168, (256, 128, 64)),),
     "real": (Phase(300, 112, (64,)), Phase(40, 168, (256, 128, 64))),
-    "finish": (Phase(420, 168, (256, 64)),),
+    "finish": (Phase(300, 168, (256, 64)),),
 }
 LEARNING_RATE = {"world": 2e-3, "sharpen": 5e-4, "real": 6e-4, "finish": 6e-4}
 REAL_SHARE = {"world": 0.0, "sharpen": 0.0, "real": 0.6, "finish": 0.2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -121,7 +122,8 @@ def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, caps
     [
         (("search", "red"), 1, r"elastivid: there is no index at .*library\.ev; make one with: elastivid index FOLDER"),
         (("index", "nope"), 1, "elastivid: no such file or folder: .*nope"),
-        (("search",), 2, "elastivid: give either words or like="),
+        (("search",), 2, "elastivid: say what to look for: either words, .* or --like"),
+        (("search", "red", "--like", "videos/a.mp4"), 2, "elastivid: say what to look for: either words, .* or --like"),
         (("search", "red", "--top", "0"), 2, "Invalid value for '--top'"),
         (("index",), 2, "Missing argument 'FOLDER...'"),
         (("index", "videos", "--decode", "fast"), 2, "elastivid: decode must be one of"),
@@ -130,6 +132,7 @@ def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, caps
         (("info", "videos"), 1, "elastivid: videos is a folder but no index"),
         (("info", "videos/noise.mp4"), 1, "elastivid: .*noise.mp4"),
         (("info", "videos/c.mp4"), 1, r"elastivid: no such file: videos/c\.mp4"),
+        (("info", "nope.ev"), 1, r"elastivid: there is no index at nope\.ev"),
         (("info", "nanno"), 1, "elastivid: unknown weights .*'nanno'.*Did you mean 'nano'"),
     ],
 )
@@ -141,6 +144,39 @@ def test_errors_are_one_clean_line(colours, monkeypatch, capsys, arguments, code
     assert not out
     if err.startswith("elastivid: "):
         assert err.count("\n") == 1
+
+
+def test_a_folder_without_videos_is_said_to_be_one(colours, monkeypatch, capsys):
+    (colours / "texts").mkdir()
+    (colours / "texts" / "a.txt").write_text("words")
+    code, out, _ = run(monkeypatch, capsys, "index", "texts")
+    assert code == 0
+    assert "no videos found" in out
+    assert "no videos found" not in run(monkeypatch, capsys, "index", "videos")[1]
+
+
+def test_many_bad_files_end_in_a_command_that_lists_them(colours, monkeypatch, capsys):
+    monkeypatch.setattr("elastivid.app.text.SHOWN_BAD_FILES", 0)
+    _, out, _ = run(monkeypatch, capsys, "index", "videos", "--index", "one.ev")
+    assert "trouble: and 1 more, listed by: elastivid info one.ev" in out
+
+
+def test_a_page_is_not_written_over_a_folder(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    code, _, err = run(monkeypatch, capsys, "search", "red", "--html", "videos")
+    assert code == 1
+    assert err == "elastivid: videos is a folder; name the page, such as videos/moments.html\n"
+    assert not (colours / "videos.new").exists()
+
+
+def test_paths_that_the_terminal_cannot_show_are_escaped(colours, monkeypatch, capsys):
+    render(colours / "videos" / "\u65e5\u672c.mp4", ("blue", 5))
+    run(monkeypatch, capsys, "index", "videos")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert run(monkeypatch, capsys, "search", "blue")[0] == 0
+    terminal.flush()
+    assert rb"videos/\u65e5\u672c.mp4" in terminal.buffer.getvalue()
 
 
 def test_an_empty_query_is_wrong_usage(colours, monkeypatch, capsys):

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -38,6 +39,9 @@ DEFAULT_INDEX = Path("library.ev")
 
 def main() -> None:
     """Run the command line; errors of the library become one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show stops nothing
     try:
         app()
     except (QueryError, PointError) as error:
@@ -103,6 +107,8 @@ def search(
     """Find moments in indexed videos, in words or by example."""
     from elastivid.search.index import Index
 
+    if (query is None) == (like is None):
+        raise QueryError('say what to look for: either words, such as "a dog runs", or --like clip.mp4@12.5s')
     library = Index.open(path, model=model)
     result = library.search_with_cost(query, like=like, top=top)
     if html is not None:

@@ -48,6 +48,8 @@ def describe(target: str) -> list[str]:
         return describe_video(path)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise ElastividError(f"no such file: {printable(path)}; check the spelling or mount the drive")
+    if path.suffix == ".ev":
+        raise ElastividError(f"there is no index at {printable(path)}; check the spelling")
     return describe_model(target)
 
 

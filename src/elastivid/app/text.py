@@ -54,6 +54,10 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     lines = [
         f"{read} files read, {report.unchanged} unchanged, {len(report.bad)} with trouble -> {printable(index.path)}"
     ]
+    if not (read or report.unchanged or report.missing):
+        lines.append(
+            "no videos found: folders are searched for files such as .mp4, .mkv, .mov; hidden ones are left out"
+        )
     if report.windows:
         lines.append(
             f"{span(report.video_seconds)} of video, {report.windows} windows in {span(report.elapsed_seconds)}: "
@@ -67,7 +71,7 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]
     if len(report.unlisted) > SHOWN_BAD_FILES:
         lines.append(f"trouble: and {len(report.unlisted) - SHOWN_BAD_FILES} more folders")
-    lines += _bad_lines("trouble", report.bad)
+    lines += _bad_lines("trouble", report.bad, index)
     if report.still_bad:
         lines.append(f"{len(report.still_bad)} unchanged files could not be read before (--retry-failed tries again)")
     if report.missing:
@@ -75,8 +79,9 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     return lines
 
 
-def _bad_lines(label: str, records: list[FileRecord]) -> list[str]:
+def _bad_lines(label: str, records: list[FileRecord], index: Index) -> list[str]:
     lines = [f"{label}: {short_path(r.path)}: {r.status}: {printable(r.reason)}" for r in records[:SHOWN_BAD_FILES]]
     if len(records) > SHOWN_BAD_FILES:
-        lines.append(f"{label}: and {len(records) - SHOWN_BAD_FILES} more, listed by: elastivid info INDEX")
+        more = len(records) - SHOWN_BAD_FILES
+        lines.append(f"{label}: and {more} more, listed by: elastivid info {short_path(str(index.path))}")
     return lines

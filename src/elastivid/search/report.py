@@ -22,7 +22,7 @@ import numpy as np
 from elastivid.core.errors import MissingExtraError
 from elastivid.search.moments import Moment
 from elastivid.search.printing import clock, printable, span
-from elastivid.search.records import FileRecord
+from elastivid.search.records import FileRecord, LibraryError
 
 if TYPE_CHECKING:
     from elastivid.search.index import Index, SearchResult
@@ -63,8 +63,11 @@ def write_report(
 
     Raises:
         MissingExtraError: pillow is not installed.
+        LibraryError: the path is a folder.
     """
     page = Path(path)
+    if page.is_dir():
+        raise LibraryError(f"{printable(page)} is a folder; name the page, such as {printable(page / 'moments.html')}")
     page.parent.mkdir(parents=True, exist_ok=True)
     folder = page.resolve().parent
     sections = [_query_section(result, folder, (answers or {}).get(result.query)) for result in results]
@@ -132,12 +135,12 @@ def _asset(name: str) -> str:
 def _header(title: str, results: Sequence[SearchResult], files: list[FileRecord], hits: list[bool]) -> str:
     searchable = [file for file in files if file.is_searchable]
     seconds = sum(file.duration_seconds for file in searchable)
-    scan = np.mean([result.scan_seconds for result in results]) * 1000 if results else 0.0
+    each = np.mean([result.embed_seconds + result.scan_seconds for result in results]) * 1000 if results else 0.0
     facts = {
         "videos": f"{len(searchable):,}",
         "of video": span(seconds),
         "windows searched": f"{results[0].windows:,}" if results else "0",
-        "per search": f"{scan:.1f} ms",
+        "per search": f"{each:.1f} ms",
     }
     if len(results) > 1:
         facts["queries"] = f"{len(results)}"
@@ -146,7 +149,7 @@ def _header(title: str, results: Sequence[SearchResult], files: list[FileRecord]
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     return (
         f'<header><div class="wordmark">elastivid</div><h1>{escape(title)}</h1>'
-        '<p class="lead">Each picture is the best frame of a moment found in words. '
+        '<p class="lead">Each picture is the best frame of a moment. '
         "Click one to play the moment from the file on disk.</p>"
         f'<dl class="facts">{rows}</dl></header>'
     )

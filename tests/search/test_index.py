@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from worlds import ColourEncoder, render
+from worlds import COLOURS, ColourEncoder, render
 
 from elastivid.app.text import lines_of_add
 from elastivid.core.errors import WeightsError
@@ -131,6 +132,29 @@ def test_a_truncated_file_is_indexed_as_far_as_it_goes(tmp_path, index):
     assert index.search("red", top=1)[0].score > 0.99
     with pytest.raises(QueryError, match=r"cut\.mkv shows nothing at 18\.0 s: .*; take an earlier time"):
         index.search(like=f"{cut}@18")
+
+
+def test_keyframes_of_a_file_without_an_index_are_no_reason_to_lose_its_rest(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    with av.open(str(folder / "one-keyframe.gif"), "w") as container:
+        stream = container.add_stream("gif", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb8"
+        for number in range(80):
+            picture = np.empty((48, 64, 3), np.uint8)
+            picture[:] = COLOURS["red" if number < 40 else "blue"]
+            picture[5:15, number % 50 : number % 50 + 9] = 0
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="rgb8")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    index = Index.open(tmp_path / "l.ev", encoder=ColourEncoder(), sampling=Sampling(decode="keyframes"))
+    report = index.add(folder)
+    assert not report.bad
+    assert report.windows == 3
+    (moment,) = index.search("blue", top=1)
+    assert moment.start_seconds == 4.0
+    (moment,) = index.search(like=f"{folder / 'one-keyframe.gif'}@6s", top=1)
+    assert moment.start_seconds == 4.0
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(index, videos, monkeypatch):

@@ -300,7 +300,7 @@ class Index:
 
     def _embed_example(self, like: str) -> np.ndarray:
         """Unit vector (D,) of the window around a time of a video."""
-        from elastivid.search.indexing import embed_windows
+        from elastivid.search.indexing import decode_mode, embed_windows
         from elastivid.video.reader import VideoReader
 
         made_by = self._store.settings()
@@ -315,7 +315,7 @@ class Index:
             start = max(0.0, min(middle - sampling.window_seconds / 2, duration - sampling.window_seconds))
             length = min(sampling.window_seconds, duration) if duration else sampling.window_seconds
             times = start + (np.arange(sampling.frames) + 0.5) * length / sampling.frames
-            clip = reader.frames_played_at(times, decode=sampling.decode)
+            clip = reader.frames_played_at(times, decode=decode_mode(reader, sampling))
         if len(clip) == 0:
             raise QueryError(f"{printable(path)} shows nothing at {middle:.1f} s: {clip.problem}; take an earlier time")
         held = np.minimum(np.arange(sampling.frames), len(clip) - 1)  # where frames end, the last one stays

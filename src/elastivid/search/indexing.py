@@ -238,6 +238,15 @@ class _Clock:
         return self._sum + time.perf_counter() - self._since
 
 
+def decode_mode(reader: VideoReader, sampling: Sampling) -> str:
+    """How to read this file: keyframes alone are asked for only where a packet index tells what lies between them.
+
+    Without one, a pass over keyframes cannot know how long the last of them stays on display, and some formats mark
+    none after the first frame or none at all: such a file is read frame by frame, or most of it would be missing.
+    """
+    return sampling.decode if reader.earns_random_access else "exact"
+
+
 def read_windows(reader: VideoReader, sampling: Sampling) -> Iterator[tuple[float, float, np.ndarray, str]]:
     """Windows of an open video in order of time; each frame is decoded once however many windows show it.
 
@@ -254,8 +263,8 @@ def read_windows(reader: VideoReader, sampling: Sampling) -> Iterator[tuple[floa
     grids = [np.round(times, 6).tolist() for _, _, times in spans]
     wanted = np.unique(np.concatenate(grids))
     frames: dict[float, np.ndarray] = {}
-    when, trouble, position = -1.0, "", 0
-    for when, clip in zip(wanted.tolist(), reader.iterate_played_at(wanted, decode=sampling.decode), strict=False):
+    when, trouble, position, mode = -1.0, "", 0, decode_mode(reader, sampling)
+    for when, clip in zip(wanted.tolist(), reader.iterate_played_at(wanted, decode=mode), strict=False):
         frames[when] = clip.frames[0]
         trouble = trouble or clip.problem
         while position < len(spans) and grids[position][-1] <= when:

@@ -149,7 +149,7 @@ def main() -> None:
         f"{len(labels)} clips of {len(classes)} actions from {len(set(clips.sources))} films; films are never split, "
         f"folds hold {sizes} clips. Class-name queries rank the clips of one fold; the linear probe predicts every "
         "clip once. Brackets: 95 % Wilson interval. The classical row reads 16 frames a clip, nano 8.",
-        table(["model", "GMACs per clip", "mAP of class names", "top-1 of linear probe", "processor ms per clip"], rows),
+        table(["model", "GMACs", "mAP of class names", "top-1 of linear probe", "processor ms per clip"], rows),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from elastivid import __version__
 from elastivid.app.text import short_path
+from elastivid.core.cost import cpu_model
 from elastivid.core.errors import ElastividError
 from elastivid.search.library import VIDEO_SUFFIXES
 from elastivid.search.printing import printable, span
@@ -113,7 +114,7 @@ def diagnose() -> tuple[list[str], bool]:
         f"elastivid   {__version__}",
         f"python      {platform.python_version()} ({sys.executable})",
         f"system      {platform.platform()}",
-        f"processor   {_processor()}, {os.cpu_count()} cores",
+        f"processor   {cpu_model()}, {os.cpu_count()} cores",
     ]
     missing: list[str] = []
     for module, extra in PACKAGES.items():
@@ -155,12 +156,3 @@ def _model_line() -> str:
 
     path = resolve("nano")
     return f"nano        {path.stat().st_size / 1e6:.1f} MB, space {read_metadata(path)['space_id']}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

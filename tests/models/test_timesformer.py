@@ -10,6 +10,7 @@ import torch
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint
+from elastivid.layers.elastic import copy_first
 from elastivid.models.timesformer import PRESETS, TimeSformerConfig, convert_reference
 
 TINY = PRESETS["tiny"]
@@ -198,6 +199,39 @@ def test_predicted_macs_equal_the_counter(kind):
         assert config.cost(frames=frames, size=56).macs == counted
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_schedule_of_widths_equals_a_model_of_those_widths(kind):
+    """Narrower blocks cut the residual stream, wider ones get zeros; the small model has no other weights."""
+    model = built(kind, num_classes=5)
+    for width in (24, (48, 32, 16), (8, 48, 24)):
+        widths = (width,) * 3 if isinstance(width, int) else width
+        small = replace(model.config, widths=widths).build().eval()
+        copy_first(model, small)
+        out = model(clip(), point=OperatingPoint(width=width))
+        assert out.embedding.shape == (2, widths[-1])
+        assert torch.allclose(out.logits, small(clip()).logits, atol=1e-5)
+        counted = measured_macs(lambda width=width: model(clip(batch=1), point=OperatingPoint(width=width)))
+        assert model.config.cost(frames=4, size=70, width=width).macs == counted
+        assert small.config.cost(frames=4, size=70).macs == counted
+    assert torch.equal(model(clip(), point=OperatingPoint(width=48)).logits, model(clip()).logits)
+
+
+def test_channels_beyond_the_width_get_no_gradient():
+    model = built("frozen")
+    model(clip(), point=OperatingPoint(width=16)).embedding.square().sum().backward()
+    block = model.blocks[1]
+    assert model.patch_proj.weight.grad[:16].abs().sum() > 0
+    assert not model.patch_proj.weight.grad[16:].any()
+    assert not model.positions.grad[:, 16:].any()
+    for layer in (block.attn.proj, block.time_attn.proj, block.mlp.fc2):
+        assert layer.weight.grad[:16, :16].abs().sum() > 0
+        assert not layer.weight.grad[16:].any()
+        assert not layer.bias.grad[16:].any()
+    assert not block.mlp.fc1.weight.grad[64:].any()
+    assert not block.attn.qkv.weight.grad.unflatten(0, (3, 48))[:, 16:].any()
+
+
 def test_refuses_what_it_cannot_do():
     with pytest.raises(UnknownNameError, match="Did you mean 'divided'"):
         TimeSformerConfig(attention="dividd")
@@ -211,3 +245,7 @@ def test_refuses_what_it_cannot_do():
         built()(clip(), point=OperatingPoint(tokens=5))
     with pytest.raises(ValueError, match="multiples of the patch size 14, got 71x70"):
         built()(clip(height=71))
+    with pytest.raises(PointError, match=r"width 20 of layer 1 of TimeSformer .* whole heads of 8 channels"):
+        built()(clip(), point=OperatingPoint(width=(48, 20, 16)))
+    with pytest.raises(PointError, match="no axis tokens"):
+        TINY.cost(frames=4, size=70, tokens=5)

@@ -10,6 +10,9 @@ Papers: "Is Space-Time Attention All You Need for Video Understanding?", arXiv 2
     frozen   t = x + attend(norm(x)) over one site in all frames;  x += attend(norm(t)) within each frame;  here the
              class token is one key more in every group, and its own query sees the whole clip
 
+Every layer runs on its first channels when the operating point says `width`, one number or one per layer, as AdaVid
+(arXiv 2504.12513) does; what a model trained at full width alone is worth there is another matter.
+
 Where we depart:
 - tokens lie frame by frame; the released code keeps them site by site. No weight depends on it;
 - the attention over time starts with a zero output layer, so an untrained block is an image block. Released code does
@@ -20,14 +23,16 @@ Where we depart:
   counts, except that `frozen` takes the first rows when there are fewer frames, as its released code does.
 
 Cost of a block for T frames of n patches, N = T n, class tokens aside: joint 12 N D^2 + 2 N^2 D, space
-12 N D^2 + 2 N n D, divided 17 N D^2 + 2 N (T + n) D, frozen 16 N D^2 + 2 N (T + n) D multiply-accumulates.
+12 N D^2 + 2 N n D, divided 17 N D^2 + 2 N (T + n) D, frozen 16 N D^2 + 2 N (T + n) D multiply-accumulates; D is the
+width of that block.
 
-Letters: B batch, T frames, H W pixels, h w grid, n = h w patches of a frame, N = T n, D channels.
+Letters: B batch, T frames, H W pixels, h w grid, n = h w patches of a frame, N = T n, D channels at hand, G groups,
+A heads, K channels of one head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -41,6 +46,7 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
+from elastivid.layers.elastic import first, fit_width, layer_norm, linear, stacked_linear, widths_of
 from elastivid.layers.embed import patch_coordinates, patchify
 from elastivid.models.base import VideoEncoder
 
@@ -61,10 +67,12 @@ class TimeSformerConfig:
         attention: "divided", "joint", "space" or "frozen"; see the module's text.
         order: which half of "divided" attention comes first, ("time", "space") or ("space", "time").
         num_classes: classes of the classifier; 0 for none.
+        widths: channels of every block; `None` is D for all. Heads keep their size.
 
     Raises:
         UnknownNameError: `attention` is none of the four.
         ValueError: D is not a multiple of `num_heads`, the image not one of the patch, or `order` is no order.
+        PointError: `widths` are not whole heads within D, or not one per block.
     """
 
     embed_dim: int = 768
@@ -77,6 +85,7 @@ class TimeSformerConfig:
     attention: str = "divided"
     order: tuple[str, str] = STEPS
     num_classes: int = 0
+    widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in BLOCKS:
@@ -90,6 +99,21 @@ class TimeSformerConfig:
                 f"order must be ('time', 'space'), or ('space', 'time') for divided attention, got {self.order} "
                 f"for {self.attention}"
             )
+        widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "TimeSformer")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels K of one head."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def full_widths(self) -> tuple[int, ...]:
+        """Channels of every block."""
+        return self.widths or (self.embed_dim,) * self.depth
+
+    def widths_at(self, width: int | Sequence[int] | None) -> tuple[int, ...]:
+        """Active channels of every block for the `width` of an operating point; `PointError` where it cannot be."""
+        return widths_of(width, self.full_widths, self.head_dim, "TimeSformer")
 
     @property
     def image_sides(self) -> tuple[int, int]:
@@ -115,16 +139,23 @@ class TimeSformerConfig:
         """
         return cls(**_from_transformers(config))
 
-    def cost(self, *, frames: int, size: int, tokens: int | None = None) -> Cost:
-        """Closed-form cost of one clip: `frames` squares of `size` pixels. `tokens` is not an axis and is ignored."""
+    def cost(
+        self, *, frames: int, size: int, tokens: int | None = None, width: int | Sequence[int] | None = None
+    ) -> Cost:
+        """Closed-form cost of one clip: `frames` squares of `size` pixels at a width.
+
+        Raises:
+            PointError: `tokens` is given, which is no axis of this model, or `width` cannot be.
+        """
+        OperatingPoint(tokens=tokens).require_axes(TimeSformer.supported_axes, "TimeSformer")
         sites = (size // self.patch_size) ** 2
         count = frames * sites
-        dim = self.embed_dim
-        macs = linear_macs(count, 3 * self.patch_size**2, dim)
-        macs += self.depth * _block_cost(self.attention, frames, sites, dim, self.mlp_ratio)
-        macs += linear_macs(1, dim, self.num_classes)
-        widest = (count + frames) * dim * (2 + max(self.mlp_ratio, 3.0))  # residual, input, widest hidden layer
-        embedding = count * (3 * self.patch_size**2 + dim)
+        widths = self.widths_at(width)
+        macs = linear_macs(count, 3 * self.patch_size**2, widths[0])
+        macs += sum(_block_cost(self.attention, frames, sites, dim, self.mlp_ratio) for dim in widths)
+        macs += linear_macs(1, widths[-1], self.num_classes)
+        widest = (count + frames) * max(widths) * (2 + max(self.mlp_ratio, 3.0))  # residual, input, hidden layer
+        embedding = count * (3 * self.patch_size**2 + widths[0])
         with torch.device("meta"):
             parameters = sum(p.numel() for p in self.build().parameters())
         return Cost(macs=int(macs), parameter_bytes=4 * parameters, activation_bytes=int(4 * max(widest, embedding)))
@@ -148,14 +179,11 @@ def _block_cost(attention: str, frames: int, sites: int, dim: int, mlp_ratio: fl
 
 
 class SelfAttention(nn.Module):
-    """softmax(Q K^T / sqrt(K)) V, projected. Cost: 4 N D^2 + 2 N^2 D multiply-accumulates.
+    """softmax(Q K^T / sqrt(K)) V, projected. Cost: 4 N D^2 + 2 N^2 D multiply-accumulates."""
 
-    Letters: G groups, A heads, K channels of one head.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.head_dim = head_dim
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -163,15 +191,16 @@ class SelfAttention(nn.Module):
         """Map groups of tokens (G, N, D) to (G, N, D); groups do not see each other."""
         return self.project(attend(*self.heads(x)))
 
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (..., A, K), of tokens (..., D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # (..., 3D) -> 3 x (..., A, K)
-        return q, k, v
+        return tuple(
+            y.unflatten(-1, (-1, self.head_dim)) for y in stacked_linear(x, self.qkv)
+        )  # (..., D) -> (..., A, K)
 
     def project(self, x: Tensor) -> Tensor:
         """Map the heads' results (..., A, K) to (..., D)."""
-        out: Tensor = self.proj(x.flatten(-2))  # (..., A, K) -> (..., D)
-        return out
+        x = x.flatten(-2)  # (..., A, K) -> (..., D)
+        return linear(x, self.proj, x.shape[-1])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -181,45 +210,48 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU, linear; `ratio` hidden channels for every channel at hand."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, ratio: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.ratio = ratio
+        self.fc1 = nn.Linear(dim, int(dim * ratio))
+        self.fc2 = nn.Linear(int(dim * ratio), dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        d = x.shape[-1]
+        return linear(F.gelu(linear(x, self.fc1, int(d * self.ratio))), self.fc2, d)
 
 
 class JointBlock(nn.Module):
-    """Attention over all tokens given, then the MLP: an image transformer's block."""
+    """Attention over all tokens given, then the MLP: an image transformer's block.
 
-    def __init__(self, config: TimeSformerConfig) -> None:
+    Args:
+        config: sizes of the model.
+        dim: channels of this block.
+    """
+
+    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
         super().__init__()
-        dim = config.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = SelfAttention(dim, config.num_heads)
+        self.attn = SelfAttention(dim, config.head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
+        self.mlp = Mlp(dim, config.mlp_ratio)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Map tokens (G, N, D) to (G, N, D); `frames` is not needed here."""
-        x = x + self.attn(self.norm1(x))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        x = x + self.attn(layer_norm(x, self.norm1))
+        return x + self.mlp(layer_norm(x, self.norm2))
 
 
 class DividedBlock(JointBlock):
     """Attention over time at every site, then over space in every frame, then the MLP."""
 
-    def __init__(self, config: TimeSformerConfig) -> None:
-        super().__init__(config)
-        dim = config.embed_dim
+    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
+        super().__init__(config, dim)
         self.time_norm = nn.LayerNorm(dim, eps=EPS)
-        self.time_attn = SelfAttention(dim, config.num_heads)
+        self.time_attn = SelfAttention(dim, config.head_dim)
         self.time_dense = nn.Linear(dim, dim)
         self.order = config.order
 
@@ -232,32 +264,31 @@ class DividedBlock(JointBlock):
         """Map tokens (B, 1+N, D) of `frames` frames, class token first, to (B, 1+N, D)."""
         for step in self.order:
             x = self._over_time(x, frames) if step == "time" else self._over_space(x, frames)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(layer_norm(x, self.norm2))
 
     def _over_time(self, x: Tensor, frames: int) -> Tensor:
         b, _, d = x.shape
         cls, patches = x[:, :1], x[:, 1:]
         sites = patches.unflatten(1, (frames, -1)).transpose(1, 2).flatten(0, 1)  # (B, T, n, D) -> (B*n, T, D)
-        seen = self.time_dense(self.time_attn(self.time_norm(sites)))
-        seen = seen.reshape(b, -1, frames, d).transpose(1, 2).flatten(1, 2)  # (B*n, T, D) -> (B, N, D)
+        seen = linear(self.time_attn(layer_norm(sites, self.time_norm)), self.time_dense, d)
+        seen = seen.unflatten(0, (b, -1)).transpose(1, 2).flatten(1, 2)  # (B*n, T, D) -> (B, N, D)
         return torch.cat([cls, patches + seen], dim=1)  # (B, 1+N, D)
 
     def _over_space(self, x: Tensor, frames: int) -> Tensor:
-        b, _, d = x.shape
         patches = x[:, 1:].unflatten(1, (frames, -1))  # (B, T, n, D)
         framed = torch.cat([x[:, None, :1].expand(-1, frames, -1, -1), patches], dim=2)  # (B, T, 1+n, D)
-        seen = self.attn(self.norm1(framed.flatten(0, 1))).reshape(framed.shape)  # (B*T, 1+n, D) -> (B, T, 1+n, D)
+        seen = self.attn(layer_norm(framed.flatten(0, 1), self.norm1))  # (B*T, 1+n, D)
+        seen = seen.reshape(framed.shape)  # (B, T, 1+n, D)
         return x + torch.cat([seen[:, :, 0].mean(1, keepdim=True), seen[:, :, 1:].flatten(1, 2)], dim=1)  # (B, 1+N, D)
 
 
 class FrozenBlock(JointBlock):
     """Divided attention in which the class token takes part in every group, with one residual around both halves."""
 
-    def __init__(self, config: TimeSformerConfig) -> None:
-        super().__init__(config)
-        self.time_norm = nn.LayerNorm(config.embed_dim, eps=EPS)
-        self.time_attn = SelfAttention(config.embed_dim, config.num_heads)
+    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
+        super().__init__(config, dim)
+        self.time_norm = nn.LayerNorm(dim, eps=EPS)
+        self.time_attn = SelfAttention(dim, config.head_dim)
 
     @property
     def last_time_layer(self) -> nn.Linear:
@@ -266,10 +297,9 @@ class FrozenBlock(JointBlock):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Map tokens (B, 1+N, D) of `frames` frames, class token first, to (B, 1+N, D)."""
-        t = x + grouped(self.time_attn, self.time_norm(x), frames, over_time=True)
-        x = x + grouped(self.attn, self.norm1(t), frames, over_time=False)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        t = x + grouped(self.time_attn, layer_norm(x, self.time_norm), frames, over_time=True)
+        x = x + grouped(self.attn, layer_norm(t, self.norm1), frames, over_time=False)
+        return x + self.mlp(layer_norm(x, self.norm2))
 
 
 def grouped(attn: SelfAttention, x: Tensor, frames: int, *, over_time: bool) -> Tensor:
@@ -300,20 +330,21 @@ BLOCKS = {"joint": JointBlock, "space": JointBlock, "divided": DividedBlock, "fr
 class TimeSformer(VideoEncoder):
     """The encoder; see the module's text. Build it from a `TimeSformerConfig` or `PRESETS`."""
 
-    supported_axes: ClassVar[frozenset[str]] = frozenset()
+    supported_axes: ClassVar[frozenset[str]] = frozenset({"width"})
 
     def __init__(self, config: TimeSformerConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.embed_dim
+        widths = config.full_widths
+        dim = widths[0]
         rows, columns = config.table_grid
         self.patch_proj = nn.Linear(3 * config.patch_size**2, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1 + rows * columns, dim))  # the class token's first
         self.times = None if config.attention == "space" else nn.Parameter(torch.zeros(config.num_frames, dim))
-        self.blocks = nn.ModuleList(BLOCKS[config.attention](config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.classifier = nn.Linear(dim, config.num_classes) if config.num_classes else None
+        self.blocks = nn.ModuleList(BLOCKS[config.attention](config, width) for width in widths)
+        self.norm = nn.LayerNorm(widths[-1], eps=EPS)
+        self.classifier = nn.Linear(widths[-1], config.num_classes) if config.num_classes else None
         self._initialise()
 
     def _initialise(self) -> None:
@@ -332,38 +363,40 @@ class TimeSformer(VideoEncoder):
 
         Args:
             video: (B, T, 3, H, W) float; H and W multiples of the patch size, any T.
-            point: nothing to choose but the default.
+            point: `width`, active channels D of every block, in whole heads; `None` is all of them.
             state: TimeSformer does not stream; must be `None`.
 
         Returns:
-            `embedding` (B, D), the class token after the final norm; `logits` when there is a classifier; the tokens
-            after the last block, before the final norm, with one class token (space-only: one per frame) in front.
+            `embedding` (B, D) for the D of the last block, the class token after the final norm; `logits` when there
+            is a classifier; the tokens after the last block, before the final norm, with one class token (space-only:
+            one per frame) in front.
 
         Raises:
-            PointError: the point names an axis the model lacks, or a state was given.
+            PointError: the point names an axis the model lacks or a width it cannot have, or a state was given.
             ValueError: `video` has the wrong shape.
         """
         point = point or OperatingPoint()
         point.require_axes(self.supported_axes, "TimeSformer")
         if state is not None:
             raise PointError("TimeSformer has no streaming state; pass state=None")
-        b, frames = video.shape[:2]
+        widths = self.config.widths_at(point.width)
         p = self.config.patch_size
-        x = self.patch_proj(patchify(video, p))  # (B, N, D)
+        x = linear(patchify(video, p), self.patch_proj, widths[0])  # (B, N, D)
+        b, frames = video.shape[:2]
         grid = (frames, video.shape[3] // p, video.shape[4] // p)
-        x = x + self._table(grid)
-        cls = (self.cls_token + self.positions[0]).expand(b, -1, -1)  # (B, 1, D)
+        x = x + self._table(grid, widths[0])
+        cls = first(self.cls_token[0, 0] + self.positions[0], widths[0]).expand(b, 1, -1)  # (B, 1, D)
         if self.config.attention == "space":
             x = x.reshape(b * frames, -1, x.shape[-1])  # (B, N, D) -> (B*T, n, D)
             cls = cls.repeat_interleave(frames, dim=0)  # (B*T, 1, D)
         x = torch.cat([cls, x], dim=1)  # (B, 1+N, D) or (B*T, 1+n, D)
-        for block in self.blocks:
-            x = block(x, frames)
+        for block, width in zip(self.blocks, widths, strict=True):
+            x = block(fit_width(x, width), frames)
         prefix, patches = x[:, :1], x[:, 1:]
         if self.config.attention == "space":
             prefix, patches = (y.reshape(b, -1, y.shape[-1]) for y in (prefix, patches))  # (B, T, D), (B, N, D)
-        embedding = self.norm(prefix.mean(dim=1))
-        logits = self.classifier(embedding) if self.classifier is not None else None
+        embedding = layer_norm(prefix.mean(dim=1), self.norm)
+        logits = linear(embedding, self.classifier) if self.classifier is not None else None
         coords = patch_coordinates(grid).to(x.device).expand(b, -1, -1)  # (B, N, 3)
         tokens = torch.cat([prefix, patches], dim=1)
         return Output(
@@ -372,16 +405,16 @@ class TimeSformer(VideoEncoder):
             tokens=Tokens(x=tokens, coords=coords, grid=grid, num_prefix=prefix.shape[1]),
         )
 
-    def _table(self, grid: tuple[int, int, int]) -> Tensor:
+    def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
         """Places plus times (N, D) of a grid."""
         frames, rows, columns = grid
-        places = self.positions[1:]
+        places = self.positions[1:, :width]
         if (rows, columns) != self.config.table_grid:
             table = places.T.reshape(1, -1, *self.config.table_grid)  # (n, D) -> (1, D, h, w)
             places = F.interpolate(table, size=(rows, columns), mode="nearest").flatten(2)[0].T  # (n', D)
-        times = self.times
-        if times is None:
+        if self.times is None:
             return places.repeat(frames, 1)  # (n, D) -> (N, D)
+        times = self.times[:, :width]
         if self.config.attention == "frozen" and frames < len(times):
             times = times[:frames]
         elif frames != len(times):

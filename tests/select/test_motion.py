@@ -8,7 +8,8 @@ import torch
 from elastivid.core.errors import PointError
 from elastivid.core.tokens import Tokens
 from elastivid.layers.embed import patch_coordinates
-from elastivid.select.motion import GroupDynamic, shares
+from elastivid.select.base import shares
+from elastivid.select.motion import GroupDynamic
 
 
 def tokens_of(x, grid):

@@ -6,6 +6,7 @@ D channels, K kept tokens, T' H' W' grid of patches.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -63,27 +64,63 @@ class Tokens:
         """Tokens with a place, M; padding included."""
         return self.x.shape[1] - self.num_prefix
 
+    @property
+    def key_sizes(self) -> Tensor | None:
+        """How much every token counts as a key, (B, N): its size, one for the prefix, zero for padding.
+
+        Attention adds the logarithm to its logits. `None` when all count the same, which costs no time.
+        """
+        if self.sizes is None and self.valid is None:
+            return None
+        placed = self.coords.new_ones(self.x.shape[0], self.num_placed) if self.sizes is None else self.sizes
+        if self.valid is not None:
+            placed = placed * self.valid
+        return _cat(placed.new_ones(placed.shape[0], self.num_prefix), placed)  # (B, P + M)
+
+    @property
+    def cells(self) -> Tensor:
+        """Number of the grid cell nearest to each placed token, row by row and frame by frame; -1 for padding: (B, M).
+
+        Right after embedding it is 0 to M - 1; selection keeps it, so it says which patches are left.
+        """
+        _, rows, columns = self.grid
+        t, y, x = self.coords.round().long().unbind(-1)  # (B, M) each
+        cells = (t * rows + y) * columns + x
+        return cells if self.valid is None else cells.masked_fill(~self.valid, -1)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Placed tokens of every clip, padding not counted."""
+        if self.valid is None:
+            return (self.num_placed,) * self.x.shape[0]
+        return tuple(int(n) for n in self.valid.sum(dim=1))
+
     def gather(self, indices: Tensor) -> Tokens:
         """The placed tokens at `indices` (B, K), in that order, behind the unchanged prefix.
 
         Args:
-            indices: int64 positions among the placed tokens, 0 to M - 1, one row per clip.
+            indices: int64 positions among the placed tokens, 0 to M - 1, one row per clip; -1 gives padding, so that
+                clips may keep different numbers of tokens.
 
         Returns:
-            Tokens with x (B, P + K, D) and coords, sizes, valid of length K.
+            Tokens with x (B, P + K, D) and coords, sizes, valid of length K. Padding is zero and not valid.
 
         Raises:
             ValueError: `indices` is not (B, K).
-            IndexError: an index lies outside 0 to M - 1.
+            IndexError: an index lies outside -1 to M - 1.
         """
         batch, _, channels = self.x.shape
         if indices.ndim != 2 or indices.shape[0] != batch:
             raise ValueError(f"indices must have shape (B, K) with B = {batch}, got {tuple(indices.shape)}")
-        if indices.numel() and (int(indices.min()) < 0 or int(indices.max()) >= self.num_placed):
+        lowest = int(indices.min()) if indices.numel() else 0
+        if indices.numel() and (lowest < -1 or int(indices.max()) >= self.num_placed):
             raise IndexError(
-                f"indices must lie in 0 to {self.num_placed - 1} (placed tokens, prefix not counted), "
-                f"got {int(indices.min())} to {int(indices.max())}"
+                f"indices must lie in 0 to {self.num_placed - 1} (placed tokens, prefix not counted) or be -1 for "
+                f"padding, got {lowest} to {int(indices.max())}"
             )
+        if lowest < 0:
+            there = indices >= 0
+            return self.gather(indices.clamp(min=0))._blank(there)
         wide = (indices + self.num_prefix).unsqueeze(-1).expand(-1, -1, channels)  # (B, K) -> (B, K, D)
         kept = self.x.gather(1, wide)  # (B, K, D)
         if self.num_prefix:
@@ -95,6 +132,48 @@ class Tokens:
             sizes=None if self.sizes is None else self.sizes.gather(1, indices),  # (B, K)
             valid=None if self.valid is None else self.valid.gather(1, indices),  # (B, K)
         )
+
+    def row(self, index: int) -> Tokens:
+        """Clip `index` alone, without its padding: a batch of one."""
+        one = slice(index, index + 1)
+        clip = replace(
+            self,
+            x=self.x[one],
+            coords=self.coords[one],
+            sizes=None if self.sizes is None else self.sizes[one],
+            times_seconds=None if self.times_seconds is None else self.times_seconds[one],
+            valid=None if self.valid is None else self.valid[one],
+        )
+        if clip.valid is None:
+            return clip
+        there = clip.valid[0].nonzero().T  # (1, M')
+        return replace(clip.gather(there), valid=None)
+
+    @staticmethod
+    def stack(clips: Sequence[Tokens]) -> Tokens:
+        """One batch out of several, padded to the longest; `valid` stays `None` when nothing needs padding.
+
+        Raises:
+            ValueError: there are none, or their grids, prefixes or fields differ.
+        """
+        import torch
+
+        kinds = {(c.grid, c.num_prefix, c.sizes is None, c.times_seconds is None) for c in clips}
+        if len(kinds) != 1:
+            raise ValueError(
+                "Tokens.stack needs at least one batch, all with equal grid and num_prefix, and sizes and "
+                f"times_seconds in all or in none; got {len(clips)} with {sorted(map(str, kinds))}"
+            )
+        longest = max(c.num_placed for c in clips)
+        padded = [c.pad(longest) for c in clips]
+        if any(c.valid is not None for c in padded):
+            padded = [replace(c, valid=c._all_valid()) for c in padded]
+
+        def joined(name: str) -> Tensor | None:
+            fields = [getattr(c, name) for c in padded]
+            return None if fields[0] is None else torch.cat(fields)
+
+        return replace(padded[0], **{name: joined(name) for name in ("x", "coords", "sizes", "times_seconds", "valid")})
 
     def pad(self, num_placed: int) -> Tokens:
         """Zero tokens appended until there are `num_placed`, marked invalid; unchanged when there are already.
@@ -111,7 +190,7 @@ class Tokens:
         if missing == 0:
             return self
         batch, _, channels = self.x.shape
-        valid = self.coords.new_ones(batch, self.num_placed).bool() if self.valid is None else self.valid
+        valid = self._all_valid()
         sizes = self.sizes
         return replace(
             self,
@@ -119,6 +198,21 @@ class Tokens:
             coords=_cat(self.coords, self.coords.new_zeros(batch, missing, 3)),  # (B, num_placed, 3)
             sizes=None if sizes is None else _cat(sizes, sizes.new_zeros(batch, missing)),  # (B, num_placed)
             valid=_cat(valid, valid.new_zeros(batch, missing)),  # (B, num_placed)
+        )
+
+    def _all_valid(self) -> Tensor:
+        """`valid`, written out when it is `None`."""
+        return self.coords.new_ones(self.coords.shape[:2]).bool() if self.valid is None else self.valid
+
+    def _blank(self, there: Tensor) -> Tokens:
+        """Padding wherever `there` (B, M) is false."""
+        seen = _cat(there.new_ones(there.shape[0], self.num_prefix), there)  # (B, P + M)
+        return replace(
+            self,
+            x=self.x.masked_fill(~seen.unsqueeze(-1), 0),
+            coords=self.coords.masked_fill(~there.unsqueeze(-1), 0),
+            sizes=None if self.sizes is None else self.sizes.masked_fill(~there, 0),
+            valid=self._all_valid() & there,
         )
 
     def __repr__(self) -> str:

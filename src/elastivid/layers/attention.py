@@ -49,15 +49,27 @@ class Attention(nn.Module):
         self.local = ChannelAffine(dim) if local else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,)."""
+    def forward(self, x: Tensor, scale: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,).
+
+        `sizes` (B, N) says how much each token counts as a key, see `key_bias`.
+        """
         b, n, d = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q = q * inverse_rms(q, self.q_norm.eps) * (self.q_norm.weight * self.k_norm.weight)  # both weights, in one pass
         k = k * inverse_rms(k, self.k_norm.eps)
         heads = [y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v)]  # (B, A, N, K)
-        out = F.scaled_dot_product_attention(*heads)
+        out = F.scaled_dot_product_attention(*heads, attn_mask=key_bias(sizes, x.dtype))
         out = out.transpose(1, 2).reshape(b, n, d)  # (B, A, N, K) -> (B, N, D)
         if self.local is not None:
             out = out + self.local(v)
         return linear_scaled(out, self.proj, scale)
+
+
+def key_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """log(sizes) for the logits of every query, (B, N) -> (B, 1, 1, N); `None` stays `None` and costs nothing.
+
+    Proportional attention (ToMe, arXiv 2210.09461): a token of size n attracts as much as n equal tokens. Size zero
+    is padding: it attracts nothing.
+    """
+    return None if sizes is None else sizes.log().to(dtype)[:, None, None, :]

@@ -59,9 +59,9 @@ class Block(nn.Module):
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D)."""
-        x = x + self._dropped(self.attn(self.norm1(x), self.scale1))
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, D) to (B, N, D); `sizes` (B, N) says how much each counts as a key (`None`: the same)."""
+        x = x + self._dropped(self.attn(self.norm1(x), self.scale1, sizes))
         return x + self._dropped(self.mlp(self.norm2(x), self.scale2))
 
     def _dropped(self, branch: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastivid.layers.attention import key_bias
+
 
 class AttentionPool(nn.Module):
     """One cross-attention whose query is the mean of the tokens.
@@ -35,12 +37,20 @@ class AttentionPool(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, output_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (B, N, D) to (B, O)."""
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, D) to (B, O); `sizes` (B, N) says how much each counts (`None`: the same, 0: padding)."""
         b, _, d = x.shape
-        q = self.q(self.norm_q(x.mean(dim=1, keepdim=True)))  # (B, 1, D)
+        q = self.q(self.norm_q(_mean(x, sizes)))  # (B, 1, D)
         k, v = self.k(self.norm_k(x)), self.v(self.norm_v(x))
         heads = [y.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for y in (q, k, v)]  # (B,A,.,K)
-        out = F.scaled_dot_product_attention(*heads)
+        out = F.scaled_dot_product_attention(*heads, attn_mask=key_bias(sizes, x.dtype))
         pooled: Tensor = self.proj(out.transpose(1, 2).reshape(b, d))  # (B, A, 1, K) -> (B, D) -> (B, O)
         return pooled
+
+
+def _mean(x: Tensor, sizes: Tensor | None) -> Tensor:
+    """Mean token (B, 1, D) of (B, N, D), each weighted by its size (B, N)."""
+    if sizes is None:
+        return x.mean(dim=1, keepdim=True)
+    weights = (sizes / sizes.sum(dim=1, keepdim=True)).to(x.dtype)  # (B, N)
+    return weights.unsqueeze(1) @ x  # (B, 1, N) @ (B, N, D) -> (B, 1, D)

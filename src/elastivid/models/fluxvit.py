@@ -44,7 +44,7 @@ from elastivid.layers.embed import PatchEmbed, patch_coordinates
 from elastivid.layers.pool import AttentionPool
 from elastivid.layers.position import resize_table, sincos_3d
 from elastivid.models.base import VideoEncoder
-from elastivid.select.base import Selector
+from elastivid.select.base import Reducer
 from elastivid.select.motion import GroupDynamic
 
 
@@ -163,7 +163,7 @@ class FluxViT(VideoEncoder):
         self.classifiers = nn.ModuleList(
             nn.Linear(config.pool_dim, config.num_classes) for _ in (pools if config.num_classes else ())
         )
-        self.selector: Selector = GroupDynamic()
+        self.selector: Reducer = GroupDynamic()
         self._initialise()
 
     def _initialise(self) -> None:
@@ -194,7 +194,8 @@ class FluxViT(VideoEncoder):
 
         Returns:
             `embedding` (B, pool_dim) after the final norm; `logits` when there is a classifier; final tokens; taps
-            "pooled" (B, pool_dim) before the norm and "kept" (B, K) places of the kept tokens.
+            "pooled" (B, pool_dim) before the norm and "kept" (B, K), the grid cells of the tokens that are left
+            (of their centres where tokens were merged, -1 for padding).
 
         Raises:
             PointError: the point names an axis FluxViT lacks or more tokens than there are, `head` does not exist,
@@ -224,18 +225,20 @@ class FluxViT(VideoEncoder):
         """Select, place, transform and pool the tokens that `embed` returned; returns as `forward` does."""
         placed = replace(tokens, x=tokens.x + self._table(tokens.grid)[None])
         taps: dict[str, Tensor] = {}
-        if point.tokens is not None and point.tokens != tokens.x.shape[1]:
+        if point.tokens is not None or point.selector is not None:
             selector = point.selector or self.selector
-            taps["kept"] = selector.select(tokens, point.tokens)  # (B, K)
-            placed = placed.gather(taps["kept"])
+            placed = selector.reduce(placed, point.tokens, metric=tokens.x)
+            taps["kept"] = placed.cells  # (B, K)
         cls = self.cls_token + self.positions[:, :1]  # (1, 1, D)
         x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, D)
+        placed = replace(placed, x=x, num_prefix=1)
+        sizes = placed.key_sizes  # (B, 1+K), None when all count the same
         for block in self.blocks:
-            x = block(x)
-        taps["pooled"] = self.pools[head](x)
+            x = block(x, sizes)
+        taps["pooled"] = self.pools[head](x, sizes)
         embedding = self.pool_norm(taps["pooled"])
         logits = self.classifiers[head](embedding) if self.classifiers else None
-        return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x, num_prefix=1), taps=taps)
+        return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
 
     def _table(self, grid: tuple[int, int, int]) -> Tensor:
         """Global positions (N, D) of a grid."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -169,11 +169,18 @@ class Tokens:
         if any(c.valid is not None for c in padded):
             padded = [replace(c, valid=c._all_valid()) for c in padded]
 
-        def joined(name: str) -> Tensor | None:
+        def joined(name: str) -> Any:
             fields = [getattr(c, name) for c in padded]
             return None if fields[0] is None else torch.cat(fields)
 
-        return replace(padded[0], **{name: joined(name) for name in ("x", "coords", "sizes", "times_seconds", "valid")})
+        return replace(
+            padded[0],
+            x=joined("x"),
+            coords=joined("coords"),
+            sizes=joined("sizes"),
+            times_seconds=joined("times_seconds"),
+            valid=joined("valid"),
+        )
 
     def pad(self, num_placed: int) -> Tokens:
         """Zero tokens appended until there are `num_placed`, marked invalid; unchanged when there are already.

@@ -58,8 +58,8 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         q = q * inverse_rms(q, self.q_norm.eps) * (self.q_norm.weight * self.k_norm.weight)  # both weights, in one pass
         k = k * inverse_rms(k, self.k_norm.eps)
-        heads = [y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v)]  # (B, A, N, K)
-        out = F.scaled_dot_product_attention(*heads, attn_mask=key_bias(sizes, x.dtype))
+        query, key, value = (y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v))  # (B, A, N, K)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=key_bias(sizes, x.dtype))
         out = out.transpose(1, 2).reshape(b, n, d)  # (B, A, N, K) -> (B, N, D)
         if self.local is not None:
             out = out + self.local(v)

@@ -42,8 +42,10 @@ class AttentionPool(nn.Module):
         b, _, d = x.shape
         q = self.q(self.norm_q(_mean(x, sizes)))  # (B, 1, D)
         k, v = self.k(self.norm_k(x)), self.v(self.norm_v(x))
-        heads = [y.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for y in (q, k, v)]  # (B,A,.,K)
-        out = F.scaled_dot_product_attention(*heads, attn_mask=key_bias(sizes, x.dtype))
+        q, k, v = (
+            y.reshape(b, -1, self.num_heads, d // self.num_heads).transpose(1, 2) for y in (q, k, v)
+        )  # (B,A,.,K)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias(sizes, x.dtype))
         pooled: Tensor = self.proj(out.transpose(1, 2).reshape(b, d))  # (B, A, 1, K) -> (B, D) -> (B, O)
         return pooled
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from elastivid import __version__
+from elastivid.app.exports import lines_of_exports, write_wanted
 from elastivid.app.text import addresses, lines_of_add, lines_of_moments
 from elastivid.core.errors import ElastividError, PointError
 from elastivid.search.records import QueryError
@@ -101,6 +102,11 @@ def search(
     top: Annotated[int, typer.Option(help="How many moments.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a report with pictures to this file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the moments as a table to this file.")] = None,
+    srt: Annotated[Path | None, typer.Option(help="Also write subtitles, one per video, into this folder.")] = None,
+    edl: Annotated[Path | None, typer.Option(help="Also write an edit list (CMX 3600) to this file.")] = None,
+    edl_fps: Annotated[int, typer.Option(help="Frames per second of the edit list.", min=1, max=120)] = 25,
+    cut: Annotated[Path | None, typer.Option(help="Also write each moment as a video into this folder.")] = None,
     path: IndexOption = DEFAULT_INDEX,
     model: Annotated[str | None, typer.Option(help="Model of the query [default: the one of the index].")] = None,
 ) -> None:
@@ -115,12 +121,15 @@ def search(
         from elastivid.search.report import write_report
 
         write_report(html, [result], library)
+    written, cuts = write_wanted(result, csv=csv, srt=srt, edl=edl, edl_fps=edl_fps, cut=cut)
     if as_json:
         print(json.dumps(addresses(result, library), indent=2))
-        return
-    print("\n".join(lines_of_moments(result)))
-    if html is not None:
-        print(f"report: {html}")
+    else:
+        print("\n".join(lines_of_moments(result)))
+        for line in ([f"report: {html}"] if html else []) + lines_of_exports(written, cuts):
+            print(line)
+    if any(c.problem for c in cuts):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -25,7 +25,19 @@ from elastivid.search.printing import clock, span
 
 COMMANDS = {
     "index": {"--index", "--model", "--decode", "--retry-failed", "--no-retry-failed"},
-    "search": {"--like", "--top", "--json", "--html", "--index", "--model"},
+    "search": {
+        "--like",
+        "--top",
+        "--json",
+        "--html",
+        "--csv",
+        "--srt",
+        "--edl",
+        "--edl-fps",
+        "--cut",
+        "--index",
+        "--model",
+    },
     "info": set(),
     "doctor": set(),
     "demo": {"--videos", "--query", "--output", "--count"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elastivid.search.export import write_exports
 from elastivid.search.printing import clock, printable
 
 if TYPE_CHECKING:
@@ -17,6 +16,8 @@ def write_wanted(
     result: SearchResult, *, csv: Path | None, srt: Path | None, edl: Path | None, edl_fps: int, cut: Path | None
 ) -> tuple[list[Path], list[Cut]]:
     """Write the files that were asked for; returns tables, subtitles and edit lists, and cuts."""
+    from elastivid.search.export import write_exports
+
     written = write_exports(result.query, result.moments, csv_path=csv, srt_folder=srt, edl_path=edl, edl_fps=edl_fps)
     if cut is None:
         return written, []

@@ -11,7 +11,7 @@ from torch import nn
 from elastivid.layers.attention import Attention, ChannelAffine
 from elastivid.layers.block import Block, initialise_block
 from elastivid.layers.embed import PatchEmbed, patch_coordinates, patchify
-from elastivid.layers.norm import RMSNorm, linear_scaled, norm_linear
+from elastivid.layers.norm import RMSNorm, norm_linear
 from elastivid.layers.pool import AttentionPool
 from elastivid.layers.position import resize_table, sincos, sincos_3d
 
@@ -42,10 +42,10 @@ def test_a_zero_token_has_a_finite_gradient():
     assert torch.isfinite(x.grad).all()
 
 
-def test_folded_forms_equal_the_plain_ones():
-    norm, linear, x, scale = randomised(RMSNorm(6)), randomised(nn.Linear(6, 4)), randn(2, 3, 6), randn(4)
-    assert torch.allclose(norm_linear(x, norm, linear), linear(norm(x)), atol=1e-5)
-    assert torch.allclose(linear_scaled(x, linear, scale), linear(x) * scale, atol=1e-5)
+def test_the_folded_form_equals_the_plain_one():
+    norm, linear, x = randomised(RMSNorm(6)), randomised(nn.Linear(6, 4)), randn(2, 3, 6)
+    assert torch.allclose(norm_linear(x, norm, linear, 4), linear(norm(x)), atol=1e-5)
+    assert torch.allclose(norm_linear(x, norm, linear, 3), linear(norm(x))[..., :3], atol=1e-5)
 
 
 def test_patch_embed_equals_a_convolution():
@@ -67,7 +67,7 @@ def test_patch_order_is_frame_row_column():
 
 
 def test_attention_equals_the_formula():
-    attention, x, scale = randomised(Attention(8, 2, local=True)), randn(2, 5, 8), randn(8)
+    attention, x = randomised(Attention(8, 2, local=True)), randn(2, 5, 8)
     q, k, v = attention.qkv(x).chunk(3, dim=-1)
     q, k = (nn.functional.rms_norm(y, (8,), n.weight, 1e-6) for y, n in ((q, attention.q_norm), (k, attention.k_norm)))
     parts = []
@@ -75,8 +75,8 @@ def test_attention_equals_the_formula():
         c = slice(4 * head, 4 * head + 4)
         weights = (q[..., c] @ k[..., c].transpose(1, 2) / math.sqrt(4)).softmax(-1)
         parts.append(weights @ v[..., c])
-    expected = attention.proj(torch.cat(parts, -1) + attention.local(v)) * scale
-    assert torch.allclose(attention(x, scale), expected, atol=1e-4)
+    expected = attention.proj(torch.cat(parts, -1) + attention.local(v))
+    assert torch.allclose(attention(x), expected, atol=1e-4)
 
 
 def test_affine_at_initialisation_changes_nothing():

@@ -104,7 +104,7 @@ def test_token_order_does_not_change_the_embedding(model):
     tokens = model.embed(video)
     straight = model.encode(tokens, OperatingPoint())
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1)).expand(2, -1)
-    placed = replace(tokens, x=tokens.x + model._table(tokens.grid)).gather(order)
+    placed = replace(tokens, x=tokens.x + model._table(tokens.grid, 48)).gather(order)
     x = torch.cat([(model.cls_token + model.positions[:, :1]).expand(2, -1, -1), placed.x], 1)
     for block in model.blocks:
         x = block(x)
@@ -140,7 +140,13 @@ def test_a_fixed_table_stays_fixed():
 
 @pytest.mark.parametrize(
     ("point", "match"),
-    [(OperatingPoint(width=24), "no axis width"), (OperatingPoint(tokens=201), "cannot keep 201 tokens of 200")],
+    [
+        (OperatingPoint(memory_tokens=24), "no axis memory_tokens"),
+        (OperatingPoint(tokens=201), "cannot keep 201 tokens of 200"),
+        (OperatingPoint(width=8), r"width 8 of layer 0 of FluxViT .* allowed: 12, 24, 36, 48$"),
+        (OperatingPoint(width=60), r"width 60 of layer 0 .* allowed: 12, 24, 36, 48$"),
+        (OperatingPoint(width=(48, 24)), "FluxViT has 3 layers, so width must be one number or 3 of them, got 2"),
+    ],
 )
 def test_refuses_points_it_cannot_serve(model, point, match):
     with pytest.raises(PointError, match=match):

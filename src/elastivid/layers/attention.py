@@ -1,6 +1,6 @@
 """Multi-head self-attention with normalised queries and keys and a local position term.
 
-Letters: B batch, N tokens, D channels, A heads, K channels of one head.
+Letters: B batch, N tokens, D channels, d active ones (see `layers.elastic`), A heads, K channels of one head.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elastivid.layers.norm import RMSNorm, inverse_rms, linear_scaled
+from elastivid.layers.elastic import first, linear, merge_heads, split_heads, stacked_linear
+from elastivid.layers.norm import RMSNorm, inverse_rms
 
 
 class ChannelAffine(nn.Module):
@@ -21,8 +22,9 @@ class ChannelAffine(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        return torch.addcmul(self.bias, x, self.weight)
+        """Map (..., d) to (..., d), for the first d channels."""
+        d = x.shape[-1]
+        return torch.addcmul(first(self.bias, d), x, first(self.weight, d))
 
 
 class Attention(nn.Module):
@@ -42,28 +44,28 @@ class Attention(nn.Module):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
-        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_norm = RMSNorm(dim)
         self.k_norm = RMSNorm(dim)
         self.local = ChannelAffine(dim) if local else None
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, scale: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,).
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Map tokens (B, N, d) to (B, N, d) with the first d / head_dim heads.
 
         `sizes` (B, N) says how much each token counts as a key, see `key_bias`.
         """
-        b, n, d = x.shape
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        q = q * inverse_rms(q, self.q_norm.eps) * (self.q_norm.weight * self.k_norm.weight)  # both weights, in one pass
+        d = x.shape[-1]
+        q, k, v = stacked_linear(x, self.qkv)
+        both = first(self.q_norm.weight, d) * first(self.k_norm.weight, d)  # (d,): one pass instead of two
+        q = q * inverse_rms(q, self.q_norm.eps) * both
         k = k * inverse_rms(k, self.k_norm.eps)
-        query, key, value = (y.reshape(b, n, self.num_heads, -1).transpose(1, 2) for y in (q, k, v))  # (B, A, N, K)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=key_bias(sizes, x.dtype))
-        out = out.transpose(1, 2).reshape(b, n, d)  # (B, A, N, K) -> (B, N, D)
+        query, key, value = (split_heads(y, self.head_dim) for y in (q, k, v))  # each (B, A, N, K)
+        out = merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=key_bias(sizes, x.dtype)))
         if self.local is not None:
             out = out + self.local(v)
-        return linear_scaled(out, self.proj, scale)
+        return linear(out, self.proj, d)
 
 
 def key_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:

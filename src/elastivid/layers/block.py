@@ -1,6 +1,6 @@
 """A pre-norm transformer block.
 
-Letters: B batch, N tokens, D channels.
+Letters: B batch, N tokens, D channels, d active ones (see `layers.elastic`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.layers.attention import Attention
-from elastivid.layers.norm import RMSNorm, linear_scaled
+from elastivid.layers.elastic import first, linear
+from elastivid.layers.norm import RMSNorm
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear. Cost: 2 N D H multiply-accumulates for `hidden_dim` H."""
+    """Linear, exact GELU, linear, with int(mlp_ratio * D) hidden channels. Cost: 2 r N D^2 multiply-accumulates."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.mlp_ratio = mlp_ratio
+        self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
+        self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
 
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        """Map (B, N, D) to (B, N, D), every output channel multiplied by `scale` (D,)."""
-        return linear_scaled(F.gelu(self.fc1(x)), self.fc2, scale)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, d) to (B, N, d) with the first r * d hidden channels."""
+        d = x.shape[-1]
+        return linear(F.gelu(linear(x, self.fc1, int(d * self.mlp_ratio))), self.fc2, d)
 
 
 class Block(nn.Module):
@@ -55,14 +58,18 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads, local=local)
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.norm2 = RMSNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, mlp_ratio)
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = drop_path
 
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D); `sizes` (B, N) says how much each counts as a key (`None`: the same)."""
-        x = x + self._dropped(self.attn(self.norm1(x), self.scale1, sizes))
-        return x + self._dropped(self.mlp(self.norm2(x), self.scale2))
+        """Map tokens (B, N, d) to (B, N, d) with the first d channels of everything.
+
+        `sizes` (B, N) says how much each token counts as a key (`None`: the same).
+        """
+        d = x.shape[-1]
+        x = torch.addcmul(x, self._dropped(self.attn(self.norm1(x), sizes)), first(self.scale1, d))
+        return torch.addcmul(x, self._dropped(self.mlp(self.norm2(x))), first(self.scale2, d))
 
     def _dropped(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:

@@ -32,10 +32,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Linear(values, embed_dim)
         self.norm = RMSNorm(embed_dim)
 
-    def forward(self, video: Tensor) -> Tensor:
-        """Map `video` (B, T, C, H, W) to tokens (B, T*h*w, D), frame by frame, row by row."""
+    def forward(self, video: Tensor, width: int | None = None) -> Tensor:
+        """Map `video` (B, T, C, H, W) to tokens (B, T*h*w, width), frame by frame, row by row; `None` is all of D."""
         patches = patchify(video, self.patch_size)
-        tokens: Tensor = self.norm(norm_linear(patches, self.norm_before, self.proj))
+        width = width or self.proj.out_features
+        tokens: Tensor = self.norm(norm_linear(patches, self.norm_before, self.proj, width))
         return tokens
 
 

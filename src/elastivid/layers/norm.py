@@ -1,4 +1,4 @@
-"""Root-mean-square norms and folded scales, written for CPUs.
+"""Root-mean-square norms, written for CPUs.
 
 torch's own `rms_norm` runs on CPUs as separate powers, means and products; the vector norm used here reads its input
 once. Measured on one AVX2 core, 4112 tokens of 192 channels: 0.4 ms against 4.3 ms.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from elastivid.layers.elastic import first
 
 
 def inverse_rms(x: Tensor, eps: float = 1e-6) -> Tensor:
@@ -28,20 +30,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        return x * inverse_rms(x, self.eps) * self.weight
+        """Map (..., d) to (..., d): statistics over the d channels at hand, first d weights."""
+        return x * inverse_rms(x, self.eps) * first(self.weight, x.shape[-1])
 
 
-def norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
-    """linear(norm(x)) in one matrix product: the norm's weight moves into the matrix, its division behind it.
+def norm_linear(x: Tensor, norm: RMSNorm, layer: nn.Linear, out_features: int) -> Tensor:
+    """The first outputs of layer(norm(x)) in one product: the norm's weight moves into the matrix, its division behind.
 
     Worth it where D is larger than O, as for patches: (..., D) to (..., O).
     """
-    out = F.linear(x, linear.weight * norm.weight) * inverse_rms(x, norm.eps)
-    return out if linear.bias is None else out + linear.bias
-
-
-def linear_scaled(x: Tensor, linear: nn.Linear, scale: Tensor) -> Tensor:
-    """linear(x) * scale with the scale (O,) moved into the matrix: (..., D) to (..., O)."""
-    bias = None if linear.bias is None else linear.bias * scale
-    return F.linear(x, linear.weight * scale[:, None], bias)
+    out = F.linear(x, first(layer.weight, out_features) * norm.weight) * inverse_rms(x, norm.eps)
+    return out if layer.bias is None else out + first(layer.bias, out_features)

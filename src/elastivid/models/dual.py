@@ -95,7 +95,7 @@ class FluxDual(DualEncoder):
             p = self.config.video.patch_size
             available = video.shape[1] * (video.shape[3] // p) * (video.shape[4] // p)
             if point.tokens >= available:
-                point = OperatingPoint(width=point.width, memory_tokens=point.memory_tokens)
+                point = replace(point, tokens=None, selector=None)
         return F.normalize(self.video(video, point=point).embedding, dim=-1)
 
     def embed_images(self, images: Tensor, *, point: OperatingPoint | None = None) -> Tensor:
@@ -111,9 +111,10 @@ class FluxDual(DualEncoder):
 
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Closed-form cost of one clip."""
-        tokens = point.tokens if point else None
+        point = point or OperatingPoint()
         available = frames * (size // self.config.video.patch_size) ** 2
-        return self.config.video.cost(frames=frames, size=size, tokens=min(tokens or available, available))
+        tokens = min(point.tokens or available, available)
+        return self.config.video.cost(frames=frames, size=size, tokens=tokens, width=point.width)
 
 
 PRESETS = {"nano": FluxDualConfig()}

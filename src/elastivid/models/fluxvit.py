@@ -6,6 +6,10 @@ Paper: "Make Your Training Flexible: Towards Deployment-Efficient Video Models",
     kept     = group-dynamic selection of K tokens            then the K that change most stay,
     features = blocks([CLS, kept]);  embedding = attention pool(features)
 
+Width: every block, the embedding before them and the pool behind them run on as many of their first channels as the
+point asks (AdaVid, arXiv 2504.12513; see `layers.elastic`); the patch embedding has the width of the first block, the
+pool that of the last.
+
 GLPE has a global half (a position table, scaled and shifted per channel, resized to the grid at hand) and a
 local half inside every attention (see `layers.attention`).
 
@@ -17,9 +21,9 @@ Where we depart:
   released classifiers hold one pool and classifier per count (chosen here by `head=`);
 - its alignment projections, used in training only, are not part of the model: the converter leaves them out.
 
-Cost per clip: N*588*D for N patches, depth * (12 (K+1) D^2 + 2 (K+1)^2 D), and the pool.
+Cost per clip: N*588*D for N patches, 12 (K+1) d^2 + 2 (K+1)^2 d for a block of width d, and the pool.
 
-Letters: B batch, T frames, C colour channels, H W pixels, h w grid, N patch tokens, K kept, D channels.
+Letters: B batch, T frames, C colour channels, H W pixels, h w grid, N patch tokens, K kept, D channels, d active ones.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -40,8 +45,9 @@ from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.attention import ChannelAffine
 from elastivid.layers.block import Block, initialise_block
+from elastivid.layers.elastic import copy_first, fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
-from elastivid.layers.pool import AttentionPool
+from elastivid.layers.pool import AttentionPool, pool_heads_at
 from elastivid.layers.position import resize_table, sincos_3d
 from elastivid.models.base import VideoEncoder
 from elastivid.select.base import Reducer
@@ -62,6 +68,11 @@ class FluxViTConfig:
         num_classes: classes of the classifier; 0 for none.
         learned_positions: train the position table, else keep the sine-cosine code it starts from.
         layer_scale, drop_path: initial residual scale; drop probability of the last block (linear in depth).
+        widths: channels of each block for a model that holds only the first ones (`FluxViT.at` makes it); `None`
+            for all. Heads keep their size.
+
+    Raises:
+        ValueError: heads do not divide `embed_dim`, or (PointError) `widths` does not fit the other sizes.
     """
 
     embed_dim: int = 384
@@ -78,10 +89,42 @@ class FluxViTConfig:
     learned_positions: bool = True
     layer_scale: float = 1e-5
     drop_path: float = 0.0
+    widths: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_heads", "pool_heads"):
+            if self.embed_dim % getattr(self, name):
+                raise ValueError(f"{name} must divide embed_dim {self.embed_dim}, got {getattr(self, name)}")
+        if self.widths is not None:
+            object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
+            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "FluxViT")
 
     def build(self) -> FluxViT:
         """An untrained model of these sizes."""
         return FluxViT(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head of a block; widths are multiples of it."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def pool_head_dim(self) -> int:
+        """Channels of one head of the pool."""
+        return self.embed_dim // self.pool_heads
+
+    @property
+    def full_widths(self) -> tuple[int, ...]:
+        """Channels that each block holds."""
+        return self.widths or (self.embed_dim,) * self.depth
+
+    def widths_at(self, width: int | tuple[int, ...] | None) -> tuple[int, ...]:
+        """Active channels of each block at an operating point's `width`.
+
+        Raises:
+            PointError: `width` is no multiple of `head_dim`, more than a block holds, or not one per block.
+        """
+        return widths_of(width, self.full_widths, self.head_dim, "FluxViT")
 
     @property
     def table_grid(self) -> tuple[int, int, int]:
@@ -115,50 +158,74 @@ class FluxViTConfig:
             raise WeightsError(f"FluxViT reference config has unknown keys {unknown}; known: {sorted(known)}")
         return cls(num_pools=3, **{known[key]: value for key, value in config.items()})
 
-    def cost(self, *, frames: int, size: int, tokens: int | None = None) -> Cost:
-        """Closed-form cost of one clip: `frames` squares of `size` pixels, `tokens` patch tokens kept."""
+    def cost(
+        self, *, frames: int, size: int, tokens: int | None = None, width: int | tuple[int, ...] | None = None
+    ) -> Cost:
+        """Closed-form cost of one clip in float32: `frames` squares of `size` pixels, `tokens` patch tokens kept.
+
+        The weights counted are those the model holds, because all of them stay loaded at any width.
+
+        Raises:
+            PointError: see `widths_at`.
+        """
         patches = frames * (size // self.patch_size) ** 2
         kept = (patches if tokens is None else tokens) + 1
-        dim = self.embed_dim
-        macs = linear_macs(patches, 3 * self.patch_size**2, dim)
-        macs += self.depth * block_macs(kept, dim, self.mlp_ratio)
-        macs += 2 * linear_macs(kept, dim, dim) + linear_macs(1, dim, dim) + linear_macs(1, dim, self.pool_dim)
-        macs += attention_macs(1, kept, dim)
+        widths = self.widths_at(width)
+        values, first_width, last = 3 * self.patch_size**2, *_ends(widths, self)
+        inner = pool_heads_at(last, self.pool_head_dim) * self.pool_head_dim
+        macs = linear_macs(patches, values, first_width)
+        macs += sum(block_macs(kept, d, self.mlp_ratio) for d in widths)
+        macs += linear_macs(2 * kept + 1, last, inner) + linear_macs(1, inner, self.pool_dim)
+        macs += attention_macs(1, kept, inner)
         macs += linear_macs(1, self.pool_dim, self.num_classes)
-        widest = kept * dim * (2 + max(self.mlp_ratio, 3.0))  # residual, input and the widest hidden layer
-        embedding = patches * (3 * self.patch_size**2 + dim)
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in FluxViT(self).parameters())
-        return Cost(macs=int(macs), parameter_bytes=4 * parameters, activation_bytes=int(4 * max(widest, embedding)))
+        widest = (
+            kept * max(widths, default=last) * (2 + max(self.mlp_ratio, 3.0))
+        )  # residual, input, widest hidden layer
+        embedding = patches * (values + first_width)
+        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(widest, embedding)))
+
+
+def _ends(widths: tuple[int, ...], config: FluxViTConfig) -> tuple[int, int]:
+    """Width of the patch embedding and of the pool: those of the first and the last block, if there are blocks."""
+    return (widths[0], widths[-1]) if widths else (config.embed_dim, config.embed_dim)
+
+
+@lru_cache(maxsize=64)
+def _parameters(config: FluxViTConfig) -> int:
+    """Number of parameters of a model of these sizes."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in FluxViT(config).parameters())
 
 
 class FluxViT(VideoEncoder):
     """The encoder; see the module's text. Build it from a `FluxViTConfig` or `PRESETS`."""
 
-    supported_axes: ClassVar[frozenset[str]] = frozenset({"tokens", "selector"})
+    supported_axes: ClassVar[frozenset[str]] = frozenset({"tokens", "selector", "width"})
 
     def __init__(self, config: FluxViTConfig) -> None:
         super().__init__()
         self.config = config
-        dim, depth = config.embed_dim, config.depth
-        self.patch_embed = PatchEmbed(config.patch_size, dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        table = torch.cat([torch.zeros(1, dim), sincos_3d(config.table_grid, dim)])  # (1+N, D), CLS first
+        first_width, last_width = _ends(config.full_widths, config)
+        self.patch_embed = PatchEmbed(config.patch_size, first_width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, first_width))
+        table = sincos_3d(config.table_grid, config.embed_dim)[:, :first_width]  # (N, d)
+        table = torch.cat([torch.zeros(1, first_width), table])  # (1+N, d), CLS first
         self.positions = nn.Parameter(table[None], requires_grad=config.learned_positions)
-        self.position_affine = ChannelAffine(dim)
+        self.position_affine = ChannelAffine(first_width)
         self.blocks = nn.ModuleList(
             Block(
-                dim,
-                config.num_heads,
+                width,
+                width // config.head_dim,
                 mlp_ratio=config.mlp_ratio,
                 layer_scale=config.layer_scale,
-                drop_path=config.drop_path * layer / max(1, depth - 1),
+                drop_path=config.drop_path * layer / max(1, config.depth - 1),
                 local=True,
             )
-            for layer in range(depth)
+            for layer, width in enumerate(config.full_widths)
         )
         pools = range(config.num_pools)
-        self.pools = nn.ModuleList(AttentionPool(dim, config.pool_heads, config.pool_dim) for _ in pools)
+        heads, head_dim = pool_heads_at(last_width, config.pool_head_dim), config.pool_head_dim
+        self.pools = nn.ModuleList(AttentionPool(last_width, heads, config.pool_dim, head_dim=head_dim) for _ in pools)
         self.pool_norm = nn.LayerNorm(config.pool_dim)
         self.classifiers = nn.ModuleList(
             nn.Linear(config.pool_dim, config.num_classes) for _ in (pools if config.num_classes else ())
@@ -188,7 +255,8 @@ class FluxViT(VideoEncoder):
 
         Args:
             video: (B, T, 3, H, W) float; H and W multiples of the patch size, any T.
-            point: tokens to keep and, if not group-dynamic, the selector to use; `None` keeps all tokens.
+            point: tokens to keep and, if not group-dynamic, the selector to use; `width` of the blocks, a multiple
+                of the head size; `None` keeps everything.
             state: FluxViT does not stream; must be `None`.
             head: which pool (and classifier) reads the tokens, for models with one per token count.
 
@@ -198,8 +266,8 @@ class FluxViT(VideoEncoder):
             (of their centres where tokens were merged, -1 for padding).
 
         Raises:
-            PointError: the point names an axis FluxViT lacks or more tokens than there are, `head` does not exist,
-                or a state was given.
+            PointError: the point names an axis FluxViT lacks, more tokens than there are or widths it cannot have,
+                `head` does not exist, or a state was given.
             ValueError: `video` has the wrong shape.
         """
         point = point or OperatingPoint()
@@ -208,41 +276,75 @@ class FluxViT(VideoEncoder):
             raise PointError("FluxViT has no streaming state; pass state=None")
         if not 0 <= head < len(self.pools):
             raise PointError(f"head must be 0 to {len(self.pools) - 1}, got {head}")
-        return self.encode(self.embed(video), point, head=head)
+        return self.encode(self.embed(video, point), point, head=head)
 
-    def embed(self, video: Tensor) -> Tokens:
+    def embed(self, video: Tensor, point: OperatingPoint | None = None) -> Tokens:
         """Patch tokens of clips with their places, before positions are added: what a selector scores.
 
-        Frames do not see each other here, so neighbouring windows may share the result.
+        Of `point` only the width of the first block matters, so points that share it may share the result. Frames do
+        not see each other here, so neighbouring windows may share it too.
         """
         p = self.config.patch_size
-        x = self.patch_embed(video)
+        x = self.patch_embed(video, _ends(self._widths(point), self.config)[0])
         grid = (video.shape[1], video.shape[3] // p, video.shape[4] // p)
         coords = patch_coordinates(grid).to(x.device).expand(x.shape[0], -1, -1)  # (B, N, 3)
         return Tokens(x=x, coords=coords, grid=grid)
 
     def encode(self, tokens: Tokens, point: OperatingPoint, *, head: int = 0) -> Output:
-        """Select, place, transform and pool the tokens that `embed` returned; returns as `forward` does."""
-        placed = replace(tokens, x=tokens.x + self._table(tokens.grid)[None])
+        """Select, place, transform and pool the tokens that `embed` returned; returns as `forward` does.
+
+        Raises:
+            PointError: `tokens` were embedded at another width than the first one of `point`, and see `forward`.
+        """
+        widths = self._widths(point)
+        d, wanted = tokens.x.shape[-1], _ends(widths, self.config)[0]
+        if d != wanted:
+            raise PointError(
+                f"the tokens have {d} channels, but the point starts with {wanted}; "
+                "pass the same point to embed and encode"
+            )
+        placed = replace(tokens, x=tokens.x + self._table(tokens.grid, d)[None])
         taps: dict[str, Tensor] = {}
         if point.tokens is not None or point.selector is not None:
             selector = point.selector or self.selector
             placed = selector.reduce(placed, point.tokens, metric=tokens.x)
             taps["kept"] = placed.cells  # (B, K)
-        cls = self.cls_token + self.positions[:, :1]  # (1, 1, D)
-        x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, D)
+        cls = (self.cls_token + self.positions[:, :1])[..., :d]  # (1, 1, d)
+        x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, d)
         placed = replace(placed, x=x, num_prefix=1)
         sizes = placed.key_sizes  # (B, 1+K), None when all count the same
-        for block in self.blocks:
-            x = block(x, sizes)
+        for block, width in zip(self.blocks, widths, strict=True):
+            x = block(fit_width(x, width), sizes)
         taps["pooled"] = self.pools[head](x, sizes)
         embedding = self.pool_norm(taps["pooled"])
         logits = self.classifiers[head](embedding) if self.classifiers else None
         return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
 
-    def _table(self, grid: tuple[int, int, int]) -> Tensor:
-        """Global positions (N, D) of a grid."""
-        return resize_table(self.position_affine(self.positions[0, 1:]), self.config.table_grid, grid)
+    @torch.no_grad()
+    def at(self, point: OperatingPoint) -> FluxViT:
+        """A model of its own that holds only what `point`'s width uses, as dense copies; see docs/elastic.md.
+
+        Its `config.widths` rebuilds it around its state dict, and it computes what this model computes at that width.
+        The number of tokens stays an argument of its `forward`.
+
+        Raises:
+            PointError: `point` has an axis FluxViT lacks or a width it cannot have.
+        """
+        point.require_axes(self.supported_axes, "FluxViT")
+        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
+            small = FluxViT(replace(self.config, widths=self._widths(point)))
+        small = small.to(self.cls_token.dtype).to_empty(device=self.cls_token.device)
+        copy_first(self, small)
+        small.selector = self.selector
+        return small.train(self.training)
+
+    def _widths(self, point: OperatingPoint | None) -> tuple[int, ...]:
+        return self.config.widths_at(point.width if point else None)
+
+    def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
+        """Global positions (N, d) of a grid."""
+        table: Tensor = self.position_affine(self.positions[0, 1:, :width])
+        return resize_table(table, self.config.table_grid, grid)
 
 
 PRESETS = {

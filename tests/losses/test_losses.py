@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from elastivid.losses.attributes import attributes
-from elastivid.losses.contrastive import agreement, contrastive
+from elastivid.losses.contrastive import agreement, contrastive, egonce, shared_action
 
 
 def unit(*shape, seed=0):
@@ -53,6 +54,57 @@ def test_equals_the_public_clip_loss(golden):
     assert (image.grad - tensors["case0.grad_image"]).abs().max() < 1e-5
     assert (text.grad - tensors["case0.grad_text"]).abs().max() < 1e-5
     assert (scale.grad - tensors["case0.grad_scale"]).abs().max() < 1e-5
+
+
+def test_egonce_has_the_closed_form_on_four_samples():
+    """Samples 0 and 1 cut an onion, 2 cuts bread, 3 washes an onion: only the first two share verb and noun."""
+    verbs = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 1]])
+    nouns = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 0]])
+    positives = shared_action(verbs, nouns)
+    assert positives.tolist() == [
+        [True, True, False, False],
+        [True, True, False, False],
+        [False, False, True, False],
+        [False, False, False, True],
+    ]
+    x = torch.eye(4)
+    both = math.exp(2.0)
+    first_two = -math.log((both + 1) / (both + 3))  # its own text and one that says the same
+    others = -math.log(both / (both + 3))
+    assert egonce(x, x, 2.0, positives).item() == pytest.approx(2 * (2 * first_two + 2 * others) / 4, abs=1e-6)
+
+
+def test_egonce_without_and_with_all_positives():
+    clips, texts = unit(5, 8), unit(5, 8, seed=1)
+    none, every = torch.zeros(5, 5, dtype=torch.bool), torch.ones(5, 5, dtype=torch.bool)
+    assert egonce(clips, texts, 20.0, none).item() == pytest.approx(
+        2 * contrastive(clips, texts, 20.0).item(), rel=1e-6
+    )
+    assert egonce(clips, texts, 20.0, every).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_text_without_verb_shares_no_action():
+    positives = shared_action(torch.tensor([[1, 0], [0, 0], [1, 1]]), torch.ones(3, 4))
+    assert positives.tolist() == [[True, False, True], [False, False, False], [True, False, True]]
+
+
+def test_egonce_equals_the_released_code(golden):
+    """On given cosines: with verb and noun, with either alone, and at another temperature."""
+    tensors, metadata = golden("egovlp")
+    for i in range(len(json.loads(metadata["cases"]))):
+        cosines, verbs, nouns = (tensors[f"case{i}.{name}"] for name in ("similarity", "verbs", "nouns"))
+        eye, any_of = torch.eye(len(cosines)), torch.ones(len(cosines), 1)  # cosines @ eye.T are the cosines
+        action, noun, verb = shared_action(verbs, nouns), shared_action(any_of, nouns), shared_action(verbs, any_of)
+        wanted = action | torch.eye(len(cosines), dtype=torch.bool)
+        assert torch.equal(wanted, tensors[f"case{i}.positives"].bool())
+        for name, scale, positives in [
+            ("egonce", 20, action),
+            ("egonce_noun", 20, noun),
+            ("egonce_verb", 20, verb),
+            ("egonce_temperature_02", 5, action),
+        ]:
+            assert (egonce(cosines, eye, scale, positives) - tensors[f"case{i}.{name}"]).abs() < 1e-5, (i, name)
+        assert (2 * contrastive(cosines, eye, 20) - tensors[f"case{i}.infonce"]).abs() < 1e-5, i
 
 
 def test_agreement_ignores_length_and_spares_the_teacher():

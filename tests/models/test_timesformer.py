@@ -10,7 +10,6 @@ import torch
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint
-from elastivid.layers.elastic import copy_first
 from elastivid.models.timesformer import PRESETS, TimeSformerConfig, convert_reference
 
 TINY = PRESETS["tiny"]
@@ -206,8 +205,8 @@ def test_a_schedule_of_widths_equals_a_model_of_those_widths(kind):
     model = built(kind, num_classes=5)
     for width in (24, (48, 32, 16), (8, 48, 24)):
         widths = (width,) * 3 if isinstance(width, int) else width
-        small = replace(model.config, widths=widths).build().eval()
-        copy_first(model, small)
+        small = model.at(OperatingPoint(width=width))
+        assert small.config.widths == widths
         out = model(clip(), point=OperatingPoint(width=width))
         assert out.embedding.shape == (2, widths[-1])
         assert torch.allclose(out.logits, small(clip()).logits, atol=1e-5)

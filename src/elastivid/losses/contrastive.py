@@ -48,6 +48,49 @@ def contrastive(
     return 0.5 * (F.cross_entropy(rows, target) + F.cross_entropy(logits.T, target))
 
 
+def egonce(clips: Tensor, texts: Tensor, scale: Tensor | float, positives: Tensor) -> Tensor:
+    """EgoNCE: every clip should find all texts that name its action, every text all such clips (arXiv 2206.01670).
+
+        rows = -mean_i log(sum over positives j of softmax_j(scale <clip_i, text_j>)),  the same over columns, added
+
+    A batch in which every sample brings a clip of the same video from nearby (EgoVLP, AdaVid) has those as negatives
+    like any other, unless they share the action.
+
+    Args:
+        clips: (B, D) unit vectors.
+        texts: (B, D) unit vectors; row i describes clip i.
+        scale: factor on the cosines; 20 in EgoVLP.
+        positives: (B, B) bool, see `shared_action`; the diagonal counts in any case.
+
+    Returns:
+        Scalar: the sum of the two directions, as in the released code; `contrastive` has their mean.
+
+    Relations: without positives off the diagonal it is twice `contrastive`; with all pairs positive it is zero.
+    """
+    positives = positives.bool() | torch.eye(len(positives), dtype=torch.bool, device=positives.device)
+    logits = scale * clips @ texts.T  # (B, B)
+    wrong = ~positives
+    total = logits.new_zeros(())
+    for rows, mask in ((logits, wrong), (logits.T, wrong.T)):
+        hits = rows.masked_fill(mask, float("-inf")).logsumexp(dim=1)  # (B,)
+        total = total - (hits - rows.logsumexp(dim=1)).mean()
+    return total
+
+
+def shared_action(verbs: Tensor, nouns: Tensor) -> Tensor:
+    """Which pairs of samples share a verb and a noun: positives of EgoNCE.
+
+    Args:
+        verbs: (B, V) above zero where a text has the verb.
+        nouns: (B, N) above zero where a text has the noun.
+
+    Returns:
+        (B, B) bool, symmetric; false all along where a text has no verb or no noun.
+    """
+    same_verb, same_noun = ((x > 0).float() @ (x > 0).float().T > 0 for x in (verbs, nouns))  # (B, B)
+    return same_verb & same_noun
+
+
 def agreement(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-L1 distance between unit vectors (B, D), without gradient to `teacher`.
 

@@ -81,6 +81,17 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch_fast([_printable(text) for text in texts], add_special_tokens=False)
         return [entry.ids or [self.unknown_id] for entry in encoded]
 
+    def id_of(self, token: str) -> int:
+        """Id of a token such as "[CLS]".
+
+        Raises:
+            WeightsError: the vocabulary has no such token.
+        """
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise WeightsError(f"the tokenizer in the weights file has no {token} token; it is of another kind")
+        return int(found)
+
     def unknown_words(self, text: str) -> list[str]:
         """Words of `text` that the vocabulary cannot spell at all (they become `[UNK]`), in order."""
         safe = _printable(text)

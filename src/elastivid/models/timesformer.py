@@ -33,7 +33,8 @@ A heads, K channels of one head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -46,7 +47,7 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.elastic import first, fit_width, layer_norm, linear, stacked_linear, widths_of
+from elastivid.layers.elastic import copy_first, first, fit_width, layer_norm, linear, stacked_linear, widths_of
 from elastivid.layers.embed import patch_coordinates, patchify
 from elastivid.models.base import VideoEncoder
 
@@ -67,7 +68,8 @@ class TimeSformerConfig:
         attention: "divided", "joint", "space" or "frozen"; see the module's text.
         order: which half of "divided" attention comes first, ("time", "space") or ("space", "time").
         num_classes: classes of the classifier; 0 for none.
-        widths: channels of every block; `None` is D for all. Heads keep their size.
+        widths: channels of each block for a model that holds only the first ones (`TimeSformer.at` makes it); empty
+            for all. Heads keep their size.
 
     Raises:
         UnknownNameError: `attention` is none of the four.
@@ -85,9 +87,12 @@ class TimeSformerConfig:
     attention: str = "divided"
     order: tuple[str, str] = STEPS
     num_classes: int = 0
-    widths: tuple[int, ...] | None = None
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "order", "widths"):  # JSON has lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.attention not in BLOCKS:
             raise UnknownNameError("attention", self.attention, BLOCKS)
         if self.embed_dim % self.num_heads:
@@ -99,7 +104,8 @@ class TimeSformerConfig:
                 f"order must be ('time', 'space'), or ('space', 'time') for divided attention, got {self.order} "
                 f"for {self.attention}"
             )
-        widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "TimeSformer")
+        if self.widths:
+            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "TimeSformer")
 
     @property
     def head_dim(self) -> int:
@@ -156,9 +162,14 @@ class TimeSformerConfig:
         macs += linear_macs(1, widths[-1], self.num_classes)
         widest = (count + frames) * max(widths) * (2 + max(self.mlp_ratio, 3.0))  # residual, input, hidden layer
         embedding = count * (3 * self.patch_size**2 + widths[0])
-        with torch.device("meta"):
-            parameters = sum(p.numel() for p in self.build().parameters())
-        return Cost(macs=int(macs), parameter_bytes=4 * parameters, activation_bytes=int(4 * max(widest, embedding)))
+        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(widest, embedding)))
+
+
+@lru_cache(maxsize=64)
+def _parameters(config: TimeSformerConfig) -> int:
+    """Number of parameters of a model of these sizes."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in TimeSformer(config).parameters())
 
 
 def _block_cost(attention: str, frames: int, sites: int, dim: int, mlp_ratio: float) -> int:
@@ -228,39 +239,40 @@ class JointBlock(nn.Module):
     """Attention over all tokens given, then the MLP: an image transformer's block.
 
     Args:
-        config: sizes of the model.
-        dim: channels of this block.
+        dim: channels D.
+        head_dim: channels K of one head.
+        mlp_ratio: hidden channels of the MLP over D.
     """
 
-    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
+    def __init__(self, dim: int, head_dim: int, mlp_ratio: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = SelfAttention(dim, config.head_dim)
+        self.attn = SelfAttention(dim, head_dim)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, config.mlp_ratio)
+        self.mlp = Mlp(dim, mlp_ratio)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """Map tokens (G, N, D) to (G, N, D); `frames` is not needed here."""
         x = x + self.attn(layer_norm(x, self.norm1))
         return x + self.mlp(layer_norm(x, self.norm2))
 
 
 class DividedBlock(JointBlock):
-    """Attention over time at every site, then over space in every frame, then the MLP."""
+    """Attention over time at every site and over space in every frame, in either order, then the MLP."""
 
-    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
-        super().__init__(config, dim)
+    def __init__(self, dim: int, head_dim: int, mlp_ratio: float) -> None:
+        super().__init__(dim, head_dim, mlp_ratio)
         self.time_norm = nn.LayerNorm(dim, eps=EPS)
-        self.time_attn = SelfAttention(dim, config.head_dim)
+        self.time_attn = SelfAttention(dim, head_dim)
         self.time_dense = nn.Linear(dim, dim)
-        self.order = config.order
+        self.order = STEPS
 
     @property
     def last_time_layer(self) -> nn.Linear:
         """What the result of the attention over time passes last."""
         return self.time_dense
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """Map tokens (B, 1+N, D) of `frames` frames, class token first, to (B, 1+N, D)."""
         for step in self.order:
             x = self._over_time(x, frames) if step == "time" else self._over_space(x, frames)
@@ -285,17 +297,17 @@ class DividedBlock(JointBlock):
 class FrozenBlock(JointBlock):
     """Divided attention in which the class token takes part in every group, with one residual around both halves."""
 
-    def __init__(self, config: TimeSformerConfig, dim: int) -> None:
-        super().__init__(config, dim)
+    def __init__(self, dim: int, head_dim: int, mlp_ratio: float) -> None:
+        super().__init__(dim, head_dim, mlp_ratio)
         self.time_norm = nn.LayerNorm(dim, eps=EPS)
-        self.time_attn = SelfAttention(dim, config.head_dim)
+        self.time_attn = SelfAttention(dim, head_dim)
 
     @property
     def last_time_layer(self) -> nn.Linear:
         """What the result of the attention over time passes last."""
         return self.time_attn.proj
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """Map tokens (B, 1+N, D) of `frames` frames, class token first, to (B, 1+N, D)."""
         t = x + grouped(self.time_attn, layer_norm(x, self.time_norm), frames, over_time=True)
         x = x + grouped(self.attn, layer_norm(t, self.norm1), frames, over_time=False)
@@ -324,6 +336,14 @@ def grouped(attn: SelfAttention, x: Tensor, frames: int, *, over_time: bool) -> 
     return attn.project(torch.cat([cls, seen], dim=1))
 
 
+def initialise(model: nn.Module) -> None:
+    """Truncated normal weights (std 0.02) and zero biases for every linear layer of `model`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+
 BLOCKS = {"joint": JointBlock, "space": JointBlock, "divided": DividedBlock, "frozen": FrozenBlock}
 
 
@@ -342,16 +362,14 @@ class TimeSformer(VideoEncoder):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1 + rows * columns, dim))  # the class token's first
         self.times = None if config.attention == "space" else nn.Parameter(torch.zeros(config.num_frames, dim))
-        self.blocks = nn.ModuleList(BLOCKS[config.attention](config, width) for width in widths)
+        kind = BLOCKS[config.attention]
+        self.blocks = nn.ModuleList(kind(width, config.head_dim, config.mlp_ratio) for width in widths)
+        for block in self.blocks:
+            if isinstance(block, DividedBlock):
+                block.order = config.order
         self.norm = nn.LayerNorm(widths[-1], eps=EPS)
         self.classifier = nn.Linear(widths[-1], config.num_classes) if config.num_classes else None
-        self._initialise()
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        initialise(self)
         for block in self.blocks:
             if isinstance(block, DividedBlock | FrozenBlock):
                 nn.init.zeros_(block.last_time_layer.weight)
@@ -392,18 +410,31 @@ class TimeSformer(VideoEncoder):
         x = torch.cat([cls, x], dim=1)  # (B, 1+N, D) or (B*T, 1+n, D)
         for block, width in zip(self.blocks, widths, strict=True):
             x = block(fit_width(x, width), frames)
-        prefix, patches = x[:, :1], x[:, 1:]
+        num_prefix = 1
         if self.config.attention == "space":
-            prefix, patches = (y.reshape(b, -1, y.shape[-1]) for y in (prefix, patches))  # (B, T, D), (B, N, D)
-        embedding = layer_norm(prefix.mean(dim=1), self.norm)
+            num_prefix = frames
+            x = torch.cat([x[:, :1].reshape(b, frames, -1), x[:, 1:].reshape(b, -1, x.shape[-1])], dim=1)  # (B, T+N, D)
+        embedding = layer_norm(x[:, :num_prefix].mean(dim=1), self.norm)
         logits = linear(embedding, self.classifier) if self.classifier is not None else None
         coords = patch_coordinates(grid).to(x.device).expand(b, -1, -1)  # (B, N, 3)
-        tokens = torch.cat([prefix, patches], dim=1)
-        return Output(
-            embedding=embedding,
-            logits=logits,
-            tokens=Tokens(x=tokens, coords=coords, grid=grid, num_prefix=prefix.shape[1]),
-        )
+        tokens = Tokens(x=x, coords=coords, grid=grid, num_prefix=num_prefix)
+        return Output(embedding=embedding, logits=logits, tokens=tokens)
+
+    @torch.no_grad()
+    def at(self, point: OperatingPoint) -> TimeSformer:
+        """A model of its own that holds only what `point`'s width uses, as dense copies.
+
+        Its `config.widths` rebuilds it around its state dict, and it computes what this model computes at that width.
+
+        Raises:
+            PointError: `point` has an axis TimeSformer lacks or a width it cannot have.
+        """
+        point.require_axes(self.supported_axes, "TimeSformer")
+        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
+            small = TimeSformer(replace(self.config, widths=self.config.widths_at(point.width)))
+        small = small.to(self.cls_token.dtype).to_empty(device=self.cls_token.device)
+        copy_first(self, small)
+        return small.train(self.training)
 
     def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
         """Places plus times (N, D) of a grid."""
@@ -462,8 +493,6 @@ def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     ours["mlp_ratio"] = config.get("intermediate_size", 3072) / dim
     ours["attention"] = _ATTENTIONS[config.get("attention_type", "divided_space_time")]
     ours["num_classes"] = len(config.get("id2label", {}))
-    if isinstance(ours.get("image_size"), list):
-        ours["image_size"] = tuple(ours["image_size"])
     return ours
 
 

@@ -152,9 +152,9 @@ def test_keyframes_of_a_file_without_an_index_are_no_reason_to_lose_its_rest(tmp
     assert not report.bad
     assert report.windows == 3
     (moment,) = index.search("blue", top=1)
-    assert moment.start_seconds == 4.0
+    assert 4.0 <= moment.start_seconds <= 5.0
     (moment,) = index.search(like=f"{folder / 'one-keyframe.gif'}@6s", top=1)
-    assert moment.start_seconds == 4.0
+    assert 4.0 <= moment.start_seconds <= 5.0
 
 
 def test_a_folder_that_cannot_be_listed_is_reported(index, videos, monkeypatch):

@@ -281,7 +281,9 @@ class Index:
         started = time.perf_counter()
         vector = self._embed_words(query.strip()) if query is not None else self._embed_example(str(like))
         embedded = time.perf_counter()
-        moments = find_moments(snapshot, vector, top)
+        sampling = self._store.settings().sampling
+        step = sampling.window_seconds / sampling.frames
+        moments = find_moments(snapshot, vector, top, step_seconds=step)
         scanned = time.perf_counter()
         windows = int(np.count_nonzero(snapshot.searchable))
         return SearchResult(query or str(like), moments, windows, embedded - started, scanned - embedded)

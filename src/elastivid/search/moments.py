@@ -1,24 +1,31 @@
 """Scores of overlapping windows to distinct moments of files. numpy only.
 
 Windows overlap, so an event lights up several neighbours. A moment starts at the best window that is still free and
-grows over neighbours of the same file while their score stays near the peak:
+grows over neighbours of the same file while they score at least half way from the mean to the peak:
 
-    score >= peak - MERGE_DROP * (peak - mean score of the searched windows)
+    score >= mean + (peak - mean) / 2,     mean over the searched windows
 
-Windows that overlap a moment are spent with it (non-maximum suppression), so two moments never share a second.
+Its start and end then come from fitting what an event would do to these windows (see `boundaries`). Windows that belong
+to a moment or overlap it are spent (non-maximum suppression), so two moments never share a second.
+
+One long file must not take most places: at most `per_file` moments of a file are taken, by default half of `top`, as
+long as other files have any left. Places that stay free are filled with what was set aside, best first.
+
 Equal scores are ordered by path, then time: the same index and query give the same answer everywhere.
-Cost: one pass over the scores to find the best few hundred, then work proportional to the moments returned.
+Cost: two passes over the scores, then work proportional to the moments returned.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
+from elastivid.search.boundaries import MARGIN, fit_boundaries
 from elastivid.search.snapshot import Snapshot
 
-MERGE_DROP = 0.2
+GROW_DOWN_TO = 0.5
 FIRST_CANDIDATES = 512
 
 
@@ -32,7 +39,7 @@ class Moment:
         end_seconds: where it ends (exclusive).
         score: cosine similarity of the best window with the query, -1 to 1.
         peak_seconds: middle of the best window.
-        windows: how many windows were merged.
+        windows: how many windows belong to it.
     """
 
     path: str
@@ -43,66 +50,121 @@ class Moment:
     windows: int = 1
 
 
-def find_moments(snapshot: Snapshot, query: np.ndarray, top: int) -> list[Moment]:
-    """The `top` best distinct moments for a query vector.
+def find_moments(
+    snapshot: Snapshot,
+    query: np.ndarray,
+    top: int,
+    *,
+    searched: np.ndarray | None = None,
+    per_file: int | None = None,
+    step_seconds: float = 0.5,
+) -> list[Moment]:
+    """The `top` best distinct moments for a query vector, best first.
 
     Args:
         snapshot: what is searched.
         query: float32 (D,), L2-normalised.
         top: how many moments to return at most.
+        searched: bool (N,), which windows take part; None takes all that are searchable.
+        per_file: most moments of one file while others have any left; None means half of `top`, rounded up.
+        step_seconds: resolution of starts and ends, the distance of a window's frames.
     """
-    scores = snapshot.vectors @ query  # (N, D) @ (D,) -> (N,)
-    searchable = int(np.count_nonzero(snapshot.searchable))
-    if searchable == 0:
+    searched = snapshot.searchable if searched is None else searched
+    count = int(np.count_nonzero(searched))
+    if count == 0:
         return []
-    if searchable < len(scores):
-        scores[~snapshot.searchable] = -np.inf
-        mean = float(scores[snapshot.searchable].mean())
+    scores = snapshot.vectors @ query  # (N, D) @ (D,) -> (N,)
+    if count < len(scores):
+        mean = float(scores[searched].mean())
+        scores[~searched] = -np.inf
     else:
         mean = float(scores.mean())
-    candidates = max(FIRST_CANDIDATES, 16 * top)
+    finder = _Finder(snapshot, scores, mean, step_seconds)
+    per_file = max(1, (top + 1) // 2 if per_file is None else per_file)
+    candidates = min(max(FIRST_CANDIDATES, 16 * top), count)
     while True:
-        moments = _greedy(snapshot, scores, _best_rows(snapshot, scores, min(candidates, searchable)), mean, top)
-        if len(moments) >= top or candidates >= searchable:
+        rows = _best_rows(snapshot, scores, candidates, top)
+        complete = len(rows) >= count
+        moments = finder.find(rows, top, per_file, fill=complete)
+        if len(moments) >= top or complete:
             return moments
-        candidates *= 8
+        candidates = min(8 * candidates, count)
 
 
-def _best_rows(snapshot: Snapshot, scores: np.ndarray, count: int) -> np.ndarray:
-    """Rows with the `count` highest scores and all that tie with the last of them, best first."""
+def _best_rows(snapshot: Snapshot, scores: np.ndarray, count: int, files: int) -> np.ndarray:
+    """Rows, best first: those with the `count` highest scores and all that tie with the last of them, and all that
+    score no less than the best row of the file that comes at place `files`."""
+    file_ids = snapshot.windows["file_id"]
     threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
-    rows = np.flatnonzero(scores >= threshold)
-    if threshold == -np.inf:
-        rows = rows[snapshot.searchable[rows]]
-    names = np.array([snapshot.paths[int(file_id)] for file_id in snapshot.windows["file_id"][rows]])
+    peaks = np.maximum.reduceat(scores, np.flatnonzero(np.diff(file_ids, prepend=file_ids[0] - 1)))
+    if len(peaks) >= files:
+        threshold = min(threshold, np.partition(peaks, len(peaks) - files)[len(peaks) - files])
+    rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))
+    ids, place = np.unique(file_ids[rows], return_inverse=True)
+    names = np.array([snapshot.paths[int(file_id)] for file_id in ids])[place]
     # the same vector in another row may differ in the last bit of its score: rounded, such rows tie
     return rows[np.lexsort((snapshot.windows["start_seconds"][rows], names, -np.round(scores[rows], 6)))]
 
 
-def _greedy(snapshot: Snapshot, scores: np.ndarray, ordered_rows: np.ndarray, mean: float, top: int) -> list[Moment]:
-    windows = snapshot.windows
-    spent: set[int] = set()
-    moments: list[Moment] = []
-    for row in ordered_rows.tolist():
-        if row in spent:
-            continue
-        floor = scores[row] - MERGE_DROP * max(float(scores[row]) - mean, 0.0)
-        first, last = _grow(windows, scores, row, floor, spent)
-        start, end = float(windows["start_seconds"][first]), float(windows["end_seconds"][first : last + 1].max())
-        moments.append(
-            Moment(
-                path=snapshot.paths[int(windows["file_id"][row])],
-                start_seconds=start,
-                end_seconds=end,
-                score=float(scores[row]),
-                peak_seconds=float(windows["start_seconds"][row] + windows["end_seconds"][row]) / 2,
-                windows=last - first + 1,
-            )
+class _Finder:
+    """Picks moments greedily from rows in order."""
+
+    def __init__(self, snapshot: Snapshot, scores: np.ndarray, mean: float, step_seconds: float) -> None:
+        self._snapshot, self._scores, self._mean, self._step = snapshot, scores, mean, step_seconds
+
+    def find(self, ordered_rows: np.ndarray, top: int, per_file: int, fill: bool) -> list[Moment]:
+        """Up to `top` moments, at most `per_file` of a file; `fill` adds further ones of these files at the end."""
+        file_ids = self._snapshot.windows["file_id"]
+        spent: set[int] = set()
+        taken: Counter[int] = Counter()
+        set_aside: list[int] = []
+        moments: list[Moment] = []
+        for row, file_id in zip(ordered_rows.tolist(), file_ids[ordered_rows].tolist(), strict=True):
+            if len(moments) == top:
+                break
+            if taken[file_id] >= per_file:
+                set_aside.append(row)
+            elif row not in spent:
+                taken[file_id] += 1
+                moments.append(self._moment(row, spent))
+        if fill:
+            for row in set_aside:
+                if len(moments) == top:
+                    break
+                if row not in spent:
+                    moments.append(self._moment(row, spent))
+        return sorted(moments, key=lambda m: (-round(m.score, 6), m.path, m.peak_seconds))
+
+    def _moment(self, row: int, spent: set[int]) -> Moment:
+        """The moment around `row`; its windows and those that overlap it are added to `spent`."""
+        windows, scores = self._snapshot.windows, self._scores
+        floor = self._mean + GROW_DOWN_TO * max(float(scores[row]) - self._mean, 0.0)
+        first, last = _grow(windows, scores, row, min(floor, float(scores[row])), spent)
+        near = _with_neighbours(windows["file_id"], first, last)
+        start, end = fit_boundaries(
+            windows["start_seconds"][near],
+            windows["end_seconds"][near],
+            scores[near],
+            first - near.start,
+            last - near.start,
+            self._step,
         )
-        if len(moments) == top:
-            break
         spent.update(_overlapping(windows, first, last, start, end))
-    return moments
+        return Moment(
+            path=self._snapshot.paths[int(windows["file_id"][row])],
+            start_seconds=start,
+            end_seconds=end,
+            score=float(scores[row]),
+            peak_seconds=float(windows["start_seconds"][row] + windows["end_seconds"][row]) / 2,
+            windows=last - first + 1,
+        )
+
+
+def _with_neighbours(file_ids: np.ndarray, first: int, last: int) -> slice:
+    """Rows `first` to `last` and up to `MARGIN` neighbours of the same file at either side."""
+    begin, end = max(first - MARGIN, 0), min(last + 1 + MARGIN, len(file_ids))
+    same = np.flatnonzero(file_ids[begin:end] == file_ids[first])  # adjacent: rows of a file are
+    return slice(begin + int(same[0]), begin + int(same[-1]) + 1)
 
 
 def _grow(windows: np.ndarray, scores: np.ndarray, row: int, floor: float, spent: set[int]) -> tuple[int, int]:

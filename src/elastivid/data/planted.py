@@ -24,7 +24,7 @@ import numpy as np
 from elastivid.data.captions import canonical_caption
 from elastivid.data.render import render_frames
 from elastivid.data.staging import compose_scene
-from elastivid.data.world import COLOURS, MOTIONS, SHAPES, VISIBILITY_MOTIONS, Camera, Phrase, Scene, is_possible
+from elastivid.data.world import COLOURS, MOTIONS, SHAPES, VISIBILITY_MOTIONS, Camera, Phrase, is_possible
 
 LOOP_SECONDS = 4.0
 BORDER_SECONDS = 2.0  # of background before the first event, after the last one and between two
@@ -191,17 +191,17 @@ def iterate_pictures(video: PlantedVideo, form: PlantedFormat) -> Iterator[tuple
     """Number of each frame and its picture uint8 (H, W, 3), in order; equal arrays are the same object."""
     aspect = form.width / form.height
     stage = compose_scene((video.events[0].phrase,), np.random.default_rng(video.seed), aspect=aspect)
-    look = {"background": stage.background, "distractors": stage.distractors, "camera": Camera("still")}
-    (empty,) = render_frames(replace(stage, things=(), events=(), **look), [0.0], form.height, form.width)
+    stage = replace(stage, camera=Camera("still"), things=(), events=())
+    (empty,) = render_frames(stage, [0.0], form.height, form.width)
     shown = 0
     for place, event in enumerate(video.events):
         first, last = round(event.start_seconds * form.fps), round(event.end_seconds * form.fps)
         yield from ((number, empty) for number in range(shown, first))
-        scene: Scene = compose_scene(
-            (event.phrase,), np.random.default_rng([video.seed, place]), aspect=aspect, start_seconds=0.0
-        )
+        rng = np.random.default_rng([video.seed, place])
+        acted = compose_scene((event.phrase,), rng, aspect=aspect, start_seconds=0.0)
+        scene = replace(stage, things=acted.things, events=acted.events)
         count = min(last - first, round(LOOP_SECONDS * form.fps))
-        frames = render_frames(replace(scene, **look), np.arange(count) / form.fps, form.height, form.width)
+        frames = render_frames(scene, np.arange(count) / form.fps, form.height, form.width)
         for number in range(first, last):
             yield number, frames[(number - first) % count]
         shown = last

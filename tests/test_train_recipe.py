@@ -13,35 +13,57 @@ import torch
 from elastivid.data.labelled import LabelledClips
 from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, Mixture, MixtureConfig, collate, describes
 from elastivid.data.world import Phrase
+from elastivid.train.dual import draw_points
 from elastivid.train.ema import Ema
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "train_nano.py"
 
 
 @pytest.mark.slow
-def test_recipe_writes_a_checkpoint_that_the_next_stage_loads(tmp_path, monkeypatch, capsys):
-    first, second = tmp_path / "world.pt", tmp_path / "sharp.pt"
+def test_recipe_writes_a_checkpoint_that_the_next_run_loads(tmp_path, monkeypatch, capsys):
+    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
     options = ["--batch", "2", "--scale", "0.001"]
-    for arguments in (["world", "--out", first], ["sharpen", "--init", first, "--out", second]):
+    for arguments in (["world", "--out", first], ["world", "--init", first, "--out", second]):
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments), *options])
         runpy.run_path(str(RECIPE), run_name="__main__")
-    assert "step 2/2 loss256" in capsys.readouterr().out
+    assert "step 4/4 loss0" in capsys.readouterr().out
     before, after = (torch.load(p, weights_only=True)["model"] for p in (first, second))
     assert before.keys() == after.keys()
     assert not torch.equal(before["video.cls_token"], after["video.cls_token"])
     assert torch.equal(before["text.table"], after["text.table"])
 
 
+def test_points_of_a_step_stay_within_the_clip_and_the_widths():
+    generator = torch.Generator().manual_seed(0)
+    steps = [draw_points(generator, 200, (64, 128, 192), depth=6) for _ in range(300)]
+    assert all(p.tokens < 200 for points in steps for p in points)
+    assert all(points[0].width is None for points in steps)
+    widths = [p.width for points in steps for p in points[1:]]
+    assert {w for row in widths for w in row} == {64, 128, 192}
+    assert {len(row) for row in widths} == {6}
+    uniform = sum(len(set(row)) == 1 for row in widths) / len(widths)
+    falling = sum(list(row) == sorted(row, reverse=True) for row in widths) / len(widths)
+    assert 0.25 < uniform < 0.45 < falling < 0.85
+
+
+def test_batches_share_a_shape_and_all_shapes_occur():
+    config = MixtureConfig(length=64, shapes=((2, 28), (4, 14)), batch=4, seed=1)
+    shapes = [config.shape_of(index) for index in range(64)]
+    assert all(len(set(shapes[i : i + 4])) == 1 for i in range(0, 64, 4))
+    assert set(shapes) == set(config.shapes)
+    assert Mixture(config)[5].frames.shape[:2] == config.shape_of(5)
+
+
 def test_samples_depend_on_seed_and_index_alone():
-    config = MixtureConfig(length=4, seed=3, size=56)
+    config = MixtureConfig(length=4, seed=3, shapes=((8, 56),))
     one, two = Mixture(config)[2], Mixture(config)[2]
     assert np.array_equal(one.frames, two.frames)
     assert (one.text, one.hard_texts) == (two.text, two.hard_texts)
-    assert Mixture(MixtureConfig(length=4, seed=4, size=56))[2].text != one.text
+    assert Mixture(MixtureConfig(length=4, seed=4, shapes=((8, 56),)))[2].text != one.text
 
 
 def test_a_batch_fits_the_loss():
-    batch = collate([Mixture(MixtureConfig(length=6, size=56))[i] for i in range(6)])
+    batch = collate([Mixture(MixtureConfig(length=6, shapes=((8, 56),)))[i] for i in range(6)])
     assert batch["frames"].shape == (6, 8, 56, 56, 3)
     assert batch["frames"].dtype == torch.uint8
     assert batch["same"].diagonal().all()
@@ -84,7 +106,7 @@ def test_films_are_never_split(shared_data):
 def test_labelled_clips_leave_a_fold_out(shared_data, tmp_path):
     clips = LabelledClips.from_folder(shared_data / "labelled")
     few = LabelledClips(clips.paths[:12], clips.labels[:12], clips.sources[:12])
-    config = MixtureConfig(length=40, size=56, real_share=1.0, leave_out=int(few.folds()[0]), hard_texts=0)
+    config = MixtureConfig(length=40, shapes=((8, 56),), real_share=1.0, leave_out=int(few.folds()[0]), hard_texts=0)
     mixture = Mixture(config, few, tmp_path)
     assert not set(mixture.allowed) & set(np.flatnonzero(few.folds() == config.leave_out))
     sample = mixture[0]

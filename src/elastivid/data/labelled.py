@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from elastivid.video.reader import VideoReader
 from elastivid.video.samplers import uniform
 
 
@@ -82,6 +81,8 @@ def cache_frames(clips: LabelledClips, file: Path, *, frames: int, size: int) ->
         cached: np.ndarray = np.load(file, mmap_mode="r")
         if cached.shape == shape:
             return cached
+    from elastivid.video.reader import VideoReader  # machines that only train on kept frames need no decoder
+
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)

@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from elastivid.data.captions import captions, hard_negatives
 from elastivid.data.labelled import LabelledClips, cache_frames
-from elastivid.data.synthetic import Content, Scene, captions, hard_negatives, render_frames, sample_scene
-from elastivid.data.world import COLOURS, MOTIONS, SHAPES, Camera
+from elastivid.data.render import render_frames
+from elastivid.data.staging import sample_scene
+from elastivid.data.world import COLOURS, MOTIONS, SHAPES, Camera, Content, Scene
 
 CACHED_FRAMES = 16  # evenly spread frames kept of every labelled clip
 ASPECTS = (1.0, 4 / 3, 4 / 3, 16 / 9)  # aspect of the file that a square training frame was squashed from
@@ -99,21 +101,22 @@ class Mixture(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.config.seed, index))
+        frames, size = self.config.shape_of(index)
         if self.frames is not None and rng.random() < self.config.real_share:
-            return self._real(rng)
-        return self._scene(rng)
+            return self._real(rng, frames, size)
+        return self._scene(rng, frames, size)
 
-    def _scene(self, rng: np.random.Generator) -> Sample:
+    def _scene(self, rng: np.random.Generator, num_frames: int, size: int) -> Sample:
         config = self.config
         kind = str(rng.choice(["single", "sequence", "pair"], p=[0.4, 0.3, 0.3]))
         scene = sample_scene(rng, split="train", kind=kind, aspect=float(rng.choice(ASPECTS)))
         if rng.random() < config.plain_share:
             background = replace(scene.background, kind="plain")
             scene = replace(scene, background=background, camera=Camera("still"), distractors=())
-        step = 4.0 / config.frames
-        times = (np.arange(config.frames) + 0.5) * step + rng.uniform(-0.5, 0.5)
+        step = 4.0 / num_frames
+        times = (np.arange(num_frames) + 0.5) * step + rng.uniform(-0.5, 0.5)
         times = times.clip(0, None)
-        frames = render_frames(scene, times, config.size)
+        frames = render_frames(scene, times, size)
         wrong = hard_negatives(scene, rng, config.hard_texts, split="train")
         return Sample(
             frames=frames,
@@ -121,18 +124,18 @@ class Mixture(Dataset):
             hard_texts=tuple(text for _, text in wrong),
             key=scene.content,
             attributes=attribute_numbers(scene.content),
-            patches=patch_targets(scene, times, config.size // PATCH_PIXELS),
+            patches=patch_targets(scene, times, size // PATCH_PIXELS),
         )
 
-    def _real(self, rng: np.random.Generator) -> Sample:
+    def _real(self, rng: np.random.Generator, num_frames: int, size: int) -> Sample:
         assert self.frames is not None
         config, row = self.config, int(rng.choice(self.allowed))
         label = self.clips.labels[row]
-        jitter = rng.uniform(0, 1, config.frames)
+        jitter = rng.uniform(0, 1, num_frames)
         low = rng.uniform(0, 0.3)
-        places = low + (rng.uniform(low + 0.6, 1.0) - low) * (np.arange(config.frames) + jitter) / config.frames
+        places = low + (rng.uniform(low + 0.6, 1.0) - low) * (np.arange(num_frames) + jitter) / num_frames
         video = self.frames[row, np.minimum((places * CACHED_FRAMES).astype(int), CACHED_FRAMES - 1)]
-        video = _recolour(_resize(_random_crop(video, rng), config.size), rng)
+        video = _recolour(_resize(_random_crop(video, rng), size), rng)
         others = rng.permutation([c for c in self.clips.classes if c != label])[: config.hard_texts]
         prompt = str(rng.choice(PROMPTS))
         return Sample(
@@ -141,7 +144,7 @@ class Mixture(Dataset):
             hard_texts=tuple(str(rng.choice(PROMPTS)).format(GERUNDS[c]) for c in others),
             key=(label,),
             attributes=(IGNORED,) * len(ATTRIBUTE_SIZES),
-            patches=np.full((config.frames, *(config.size // PATCH_PIXELS,) * 2, len(PATCH_SIZES)), IGNORED),
+            patches=np.full((num_frames, *(size // PATCH_PIXELS,) * 2, len(PATCH_SIZES)), IGNORED),
         )
 
 
@@ -152,8 +155,8 @@ class MixtureConfig:
     Args:
         length: number of samples.
         seed: samples depend on this and their index.
-        size: side of the square frames in pixels.
-        frames: frames per clip.
+        shapes: (frames, side in pixels) to draw from; every `batch` consecutive samples share one.
+        batch: samples of a batch.
         hard_texts: wrong texts per clip.
         real_share: probability that a sample is a labelled clip.
         leave_out: fold of sources that is never drawn; -1 draws all.
@@ -163,12 +166,19 @@ class MixtureConfig:
 
     length: int
     seed: int = 0
-    size: int = 168
-    frames: int = 8
+    shapes: tuple[tuple[int, int], ...] = ((8, 168),)
+    batch: int = 1
     hard_texts: int = 8
     real_share: float = 0.0
     leave_out: int = -1
     plain_share: float = 0.0
+
+    def shape_of(self, index: int) -> tuple[int, int]:
+        """Frames and side of the sample with this index."""
+        if len(self.shapes) == 1:
+            return self.shapes[0]
+        rng = np.random.default_rng((self.seed, 1, index // self.batch))
+        return self.shapes[int(rng.integers(len(self.shapes)))]
 
 
 def attribute_numbers(content: Content) -> tuple[int, ...]:

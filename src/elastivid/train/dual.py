@@ -1,21 +1,23 @@
 """The loss of one training step of a dual encoder on a batch of `elastivid.data.mixture`.
 
-    loss = mean over token counts of
+    loss = mean over operating points of
                contrastive(clips, captions; hard negatives)       which caption is this clip's
              + attributes(clip head; clips)                       colour, shape and motion, named from the vector
              + attributes(patch head; kept tokens)                what each kept patch shows
            + attributes(clip head; captions)                      the same linear map must read captions
-           + smooth-L1(smaller counts, largest count)             self-distillation, arXiv 2503.14237
+           + smooth-L1(other points, first point)                 self-distillation, arXiv 2503.14237
 
-The two linear heads serve training only. Without the patch head a transformer this small learns nothing but colour in
-its first ten thousand clips.
+The first point is the dearest, at full width; the others draw token counts and widths at random, so that one model
+serves them all (tokens: FluxViT, arXiv 2503.14237; width per layer: AdaVid, arXiv 2504.12513). The two linear heads
+serve training only. Without the patch head a transformer this small learns nothing but colour in its first ten
+thousand clips.
 
 Letters: B clips, T frames, H W pixels, M wrong captions, N patches, K kept patches, D channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, PATCH_SIZES
+from elastivid.layers.elastic import sample_widths
 from elastivid.losses.attributes import attributes
 from elastivid.losses.contrastive import agreement, contrastive
 from elastivid.models.dual import FluxDual
@@ -46,41 +49,45 @@ class DualLoss(nn.Module):
         self.patch = nn.Linear(token_dim, sum(PATCH_SIZES))
 
     def forward(
-        self, model: FluxDual, batch: dict[str, Any], counts: tuple[int, ...]
-    ) -> tuple[Tensor, dict[str, float]]:
+        self, model: FluxDual, batch: dict[str, Any], points: Sequence[OperatingPoint]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of one batch.
 
         Args:
             model: the dual encoder.
             batch: what `collate` returns.
-            counts: token counts that every clip is encoded at, the largest first; each below the tokens of a clip.
+            points: what every clip is encoded at, the teacher of the others first; each names fewer tokens than a
+                clip has.
 
         Returns:
-            The loss, and its parts as numbers for the log: `loss`, `named`, `shown` by count; `beats`, the share of
-            clips nearer to their caption than to all of their wrong captions.
+            The loss, and its parts for the log: `loss`, `named`, `shown` by number of the point; `beats`, the share
+            of clips nearer to their caption than to all of their wrong captions.
         """
+        device = model.log_scale.device
+        wanted, shown_by = batch["attributes"].to(device), batch["patches"].to(device)
         texts, hard = batch["texts"], [text for row in batch["hard_texts"] for text in row]
         words = F.normalize(model.text(*model.text.tokenize(texts + hard)), dim=-1)  # (B + B*M, D)
         right, wrong = words[: len(texts)], words[len(texts) :].unflatten(0, (len(texts), -1))  # (B, D), (B, M, D)
         scale = model.log_scale.exp().clamp(max=100)
-        tokens = model.video.embed(to_video(model, batch["frames"]))
-        loss = attributes(self.clip(SHARPNESS * right), batch["attributes"], ATTRIBUTE_SIZES)
-        largest, report = None, {}
-        for count in counts:
-            out = model.video.encode(tokens, OperatingPoint(tokens=count))
+        video = to_video(model, batch["frames"])
+        loss = attributes(self.clip(SHARPNESS * right), wanted, ATTRIBUTE_SIZES)
+        teacher: Tensor | None = None
+        report: dict[str, Tensor] = {}
+        for number, point in enumerate(points):
+            out = model.video(video, point=point)
             clips = F.normalize(out.embedding, dim=-1)
-            matched = contrastive(clips, right, scale, same=batch["same"], hard_texts=wrong)
-            named = attributes(self.clip(SHARPNESS * clips), batch["attributes"], ATTRIBUTE_SIZES)
-            shown = self._patches(out, batch["patches"])
-            loss = loss + (matched + named + shown) / len(counts)
+            matched = contrastive(clips, right, scale, same=batch["same"].to(device), hard_texts=wrong)
+            named = attributes(self.clip(SHARPNESS * clips), wanted, ATTRIBUTE_SIZES)
+            shown = self._patches(out, shown_by)
+            loss = loss + (matched + named + shown) / len(points)
             for name, part in (("loss", matched), ("named", named), ("shown", shown)):
-                report[f"{name}{count}"] = float(part.detach())
-            if largest is None:
-                largest = clips
-                margin = (clips * right).sum(-1) - torch.einsum("bd,bmd->bm", clips, wrong).amax(1)
-                report["beats"] = float((margin > 0).float().mean())
+                report[f"{name}{number}"] = part.detach()
+            margin = (clips * right).sum(-1) - torch.einsum("bd,bmd->bm", clips, wrong).amax(1)
+            report[f"beats{number}"] = (margin > 0).float().mean()
+            if teacher is None:
+                teacher = clips
             else:
-                loss = loss + agreement(clips, largest)
+                loss = loss + agreement(clips, teacher)
         return loss, report
 
     def _patches(self, out: Output, wanted: Tensor) -> Tensor:
@@ -88,13 +95,39 @@ class DualLoss(nn.Module):
         assert out.tokens is not None
         index = out.taps["kept"][..., None].expand(-1, -1, len(PATCH_SIZES))  # (B, K, 3)
         kept = wanted.gather(1, index).flatten(0, 1)  # (B, K, 3) -> (B*K, 3)
-        logits = self.patch(out.tokens.x[:, out.tokens.num_prefix :]).flatten(0, 1)  # (B*K, classes)
+        x = out.tokens.x[:, out.tokens.num_prefix :]  # (B, K, d), d the width of the last layer
+        logits = F.linear(x, self.patch.weight[:, : x.shape[-1]], self.patch.bias).flatten(0, 1)  # (B*K, classes)
         things = torch.where(kept[:, :1] > 0, kept, IGNORED)
         return attributes(logits, kept, PATCH_SIZES) + attributes(logits, things, PATCH_SIZES)
 
 
+def draw_points(
+    generator: torch.Generator, available_tokens: int, widths: Sequence[int], depth: int
+) -> tuple[OperatingPoint, OperatingPoint, OperatingPoint]:
+    """The points of one training step: dear at full width, medium and cheap at drawn widths.
+
+    Args:
+        generator: the only source of randomness.
+        available_tokens: tokens of a clip; every count stays below.
+        widths: widths a layer may have. One of three draws is a single width for all layers, one a schedule that
+            never grows with depth, one a width of its own for each layer.
+        depth: layers of the video tower.
+    """
+
+    def whole(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    points = [OperatingPoint(tokens=min((256, 384, 512)[whole(0, 2)], available_tokens - 1))]
+    for low, high in ((96, 256), (32, 128)):
+        tokens, kind = min(whole(low, high), available_tokens - 1), whole(0, 2)
+        drawn = sample_widths(generator, depth, widths, decreasing=kind == 1)
+        points.append(OperatingPoint(tokens=tokens, width=drawn[:1] * depth if kind == 0 else drawn))
+    return points[0], points[1], points[2]
+
+
 def to_video(model: FluxDual, frames: Tensor) -> Tensor:
-    """Decoded frames uint8 (B, T, H, W, 3) to model input (B, T, 3, H, W) of the same size."""
-    transform = replace(model.transform, size=frames.shape[2])
-    flat = transform(frames.flatten(0, 1).numpy())  # (B*T, H, W, 3) -> (B*T, 3, H, W)
-    return flat.unflatten(0, frames.shape[:2])  # (B, T, 3, H, W)
+    """Decoded frames uint8 (B, T, H, W, 3) to model input (B, T, 3, H, W) of the same size, on the model's device."""
+    device = model.log_scale.device
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (model.transform.mean, model.transform.std))
+    video = frames.to(device).permute(0, 1, 4, 2, 3).float()  # (B, T, 3, H, W)
+    return (video / 255.0 - mean) / std

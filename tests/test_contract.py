@@ -19,7 +19,11 @@ from elastivid.core.point import OperatingPoint
 from elastivid.core.tokens import Tokens
 from elastivid.layers.embed import patch_coordinates
 from elastivid.models.base import VideoEncoder
-from elastivid.select.base import Selector
+from elastivid.select.base import Merger, Reducer, Selector
+from elastivid.select.masks import AttentionScore
+from elastivid.select.merge import VidTLDR
+from elastivid.select.motion import GroupDynamic
+from elastivid.select.text import TextGuided
 
 
 def modules(package):
@@ -28,11 +32,22 @@ def modules(package):
 
 
 TINY = {m.__name__: m.PRESETS["tiny"] for m in modules(elastivid.models) if "tiny" in getattr(m, "PRESETS", {})}
-SELECTORS = sorted(
+REDUCERS = sorted(
     {c for m in modules(elastivid.select) for _, c in inspect.getmembers(m, inspect.isclass)
-     if issubclass(c, Selector) and c is not Selector},
+     if issubclass(c, Reducer) and not inspect.isabstract(c)},
     key=lambda c: c.__name__,
 )  # fmt: skip
+EXAMPLES = {  # for those that need more than the tokens
+    AttentionScore: lambda: AttentionScore(lambda tokens: tokens.x.square().sum(dim=-1)),
+    TextGuided: lambda: TextGuided(torch.arange(1.0, 9.0)),
+    VidTLDR: lambda: VidTLDR(GroupDynamic().scores),
+}
+SELECTORS = [c for c in REDUCERS if issubclass(c, Selector)]
+
+
+def made(reducer):
+    """One of its kind with default arguments."""
+    return EXAMPLES.get(reducer, reducer)()
 
 
 def video_of(config, batch=2):
@@ -53,7 +68,8 @@ def model(config):
 
 def test_something_is_found():
     assert len(TINY) >= 1
-    assert len(SELECTORS) >= 1
+    assert len(SELECTORS) >= 8
+    assert len(REDUCERS) > len(SELECTORS)
 
 
 def test_tiny_is_an_encoder_below_a_million_parameters(model):
@@ -85,7 +101,7 @@ def test_a_state_dict_is_the_whole_model(config, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("axis", "value"), [("tokens", 5), ("selector", SELECTORS[0]()), ("width", None), ("memory_tokens", 4)]
+    ("axis", "value"), [("tokens", 5), ("selector", GroupDynamic()), ("width", None), ("memory_tokens", 4)]
 )
 def test_an_axis_is_honoured_or_refused(config, model, axis, value):
     if axis == "width":
@@ -127,17 +143,177 @@ def test_importing_a_family_loads_no_foreign_library(module):
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("selector", SELECTORS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("keep", [1, 7, 36])
-def test_selectors_keep_exactly_what_is_asked(selector, keep):
-    grid = (4, 3, 3)
-    x = torch.randn(3, 36, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    tokens = Tokens(x=x, coords=patch_coordinates(grid).expand(3, -1, -1), grid=grid)
-    kept = selector().select(tokens, keep)
+GRID = (4, 3, 3)
+
+
+def tokens_of(x, grid=GRID, **fields):
+    return Tokens(x=x, coords=patch_coordinates(grid).expand(len(x), -1, -1), grid=grid, **fields)
+
+
+def random_x(batch=3, count=36, seed=1):
+    return torch.randn(batch, count, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def each(kinds):
+    return pytest.mark.parametrize("kind", kinds, ids=lambda c: c.__name__)
+
+
+@each(SELECTORS)
+@pytest.mark.parametrize("keep", [1, 7, 35, 36])
+def test_selectors_keep_exactly_what_is_asked(kind, keep):
+    tokens = tokens_of(random_x().requires_grad_())
+    kept = made(kind).select(tokens, keep)
     assert kept.shape == (3, keep)
     assert not kept.requires_grad
     assert all(row == sorted(set(row)) and 0 <= row[0] <= row[-1] < 36 for row in kept.tolist())
-    alone = Tokens(x=x[1:2], coords=patch_coordinates(grid)[None], grid=grid)
-    assert torch.equal(selector().select(alone, keep), kept[1:2])
-    with pytest.raises(PointError, match="cannot keep 37 tokens of 36"):
-        selector().select(tokens, 37)
+
+
+@each(REDUCERS)
+@pytest.mark.parametrize("keep", [1, 7, 35])
+def test_reducers_leave_exactly_what_is_asked(kind, keep):
+    tokens = tokens_of(random_x())
+    left = made(kind).reduce(tokens, keep)
+    assert left.x.shape == (3, keep, 8)
+    assert left.coords.shape == (3, keep, 3)
+    assert left.grid == tokens.grid
+    assert left.valid is None
+    assert left.cells.diff(dim=1).gt(0).all() or issubclass(kind, Merger)
+
+
+@each(REDUCERS)
+def test_clips_of_a_reduced_batch_do_not_see_each_other(kind):
+    x = random_x()
+    if kind is AttentionScore or kind is TextGuided:  # ties would make it a test of nothing
+        assert len(made(kind).scores(tokens_of(x)).unique()) == 108
+    together = made(kind).reduce(tokens_of(x), 7)
+    alone = Tokens.stack([made(kind).reduce(tokens_of(x[i : i + 1]), 7) for i in range(3)])
+    assert torch.allclose(together.x, alone.x, atol=1e-6)
+    assert torch.allclose(together.coords, alone.coords, atol=1e-6)
+
+
+@each(REDUCERS)
+def test_clips_may_keep_different_numbers(kind):
+    x = random_x()
+    left = made(kind).reduce(tokens_of(x), [5, 20, 36])
+    assert left.counts == (5, 20, 36)
+    assert left.x.shape == (3, 36, 8)
+    assert not left.x[0, 5:].any()
+    for row, keep in enumerate([5, 20, 36]):
+        alone = made(kind).reduce(tokens_of(x[row : row + 1]), keep)
+        assert torch.allclose(left.row(row).x, alone.x, atol=1e-6)
+        assert torch.allclose(left.row(row).coords, alone.coords, atol=1e-6)
+
+
+@each(REDUCERS)
+def test_padding_never_stays_and_changes_nothing(kind):
+    """A clip of 2 frames padded to 4 gives what it gives alone."""
+    short = tokens_of(random_x(1, 18), (2, 3, 3))
+    padded = Tokens(x=short.x, coords=short.coords, grid=GRID).pad(36)
+    both = Tokens.stack([padded, tokens_of(random_x(1))])
+    left = made(kind).reduce(both, [7, 7])
+    assert left.num_placed == 7
+    alone = made(kind).reduce(short, 7)
+    if kind.__name__ == "RandomFrames":  # the first of the drawn frames may lie in the padding
+        assert (left.cells[0] < 18).all()
+    else:
+        assert torch.allclose(left.x[:1], alone.x, atol=1e-6)
+
+
+@each(REDUCERS)
+def test_keeping_all_is_no_selection(kind):
+    tokens = tokens_of(random_x())
+    assert made(kind).reduce(tokens, 36) is tokens
+    if issubclass(kind, Selector):
+        assert torch.equal(made(kind).select(tokens, 36), torch.arange(36).expand(3, -1))
+
+
+@each(REDUCERS)
+def test_sizes_and_prefix_travel_along(kind):
+    x, sizes = random_x(), torch.arange(1.0, 109.0).reshape(3, 36)
+    prefixed = Tokens(
+        x=torch.cat([torch.full((3, 1, 8), 9.0), x], dim=1),
+        coords=patch_coordinates(GRID).expand(3, -1, -1),
+        grid=GRID,
+        sizes=sizes,
+        num_prefix=1,
+    )
+    left = made(kind).reduce(prefixed, 7)
+    assert (left.x[:, 0] == 9).all()
+    if issubclass(kind, Selector):
+        assert torch.equal(left.sizes, sizes.gather(1, made(kind).select(tokens_of(x), 7)))
+    else:
+        assert (left.sizes.sum(dim=1) <= sizes.sum(dim=1) + 1e-3).all()
+
+
+@each(REDUCERS)
+def test_the_same_call_gives_the_same_tokens_and_draws_nothing(kind):
+    state = torch.get_rng_state()
+    first, second = (made(kind).reduce(tokens_of(random_x()), 7) for _ in range(2))
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@each(SELECTORS)
+@pytest.mark.parametrize("x", [torch.ones(2, 1200, 8), torch.ones(2, 1200, 8).bfloat16(), random_x(2, 1200).round()])
+def test_of_equal_tokens_the_earlier_stay(kind, x):
+    tokens = tokens_of(x, (12, 10, 10))
+    selector = made(kind)
+    groups = selector.num_groups(12)
+    kept = torch.zeros(2, 1200).scatter(1, selector.select(tokens, 123), 1.0).bool()
+    for row, scores in zip(kept.reshape(2 * groups, -1), selector.scores(tokens).reshape(2 * groups, -1), strict=True):
+        tied = row[scores == scores[row].min()]  # of these some stay, some go
+        assert not tied.int().diff().gt(0).any()
+
+
+@each(REDUCERS)
+def test_too_many_and_too_few_are_refused(kind):
+    tokens = tokens_of(random_x())
+    reducer = made(kind)
+    with pytest.raises(PointError, match="cannot keep 37 tokens of 36; allowed: 1 to 36"):
+        reducer.reduce(tokens, 37)
+    with pytest.raises(PointError, match="cannot keep 0 tokens of 36"):
+        reducer.reduce(tokens, 0)
+    with pytest.raises(PointError, match="cannot keep 40 tokens of 36 in clip 1"):
+        reducer.reduce(tokens, [3, 40, 3])
+    with pytest.raises(PointError, match=r"one number or one per clip \(3\), got 2"):
+        reducer.reduce(tokens, [3, 4])
+
+
+@each([c for c in SELECTORS if c.__module__.endswith("motion")])
+def test_a_moving_patch_beats_a_static_one(kind):
+    x = torch.zeros(1, 8, 9, 4)
+    x[:, :, 5] = torch.arange(8.0)[None, :, None]  # place 5 changes in every frame, the rest never
+    kept = made(kind).select(tokens_of(x.flatten(1, 2), (8, 3, 3)), 16)
+    assert set(range(1, 8)) <= {int(place) // 9 for place in kept[0] if place % 9 == 5}
+
+
+@each([c for c in REDUCERS if made(c).__dict__.get("groups", 0) is None])
+def test_every_group_keeps_its_share_when_only_one_moves(kind):
+    x = torch.zeros(1, 8, 9, 8)
+    x[:, 6:] = random_x(1, 18).unflatten(1, (2, 9))
+    left = made(kind).reduce(tokens_of(x.flatten(1, 2), (8, 3, 3)), 12)
+    times = left.coords[0, :, 0].add(1e-4).long()
+    assert torch.bincount(times // 2, minlength=4).tolist() in ([3, 3, 3, 3], [4, 3, 3, 2], [4, 4, 2, 2])
+
+
+@each([c for c in SELECTORS if c.__name__ in ("AttentionScore", "TextGuided")])
+def test_scores_follow_tokens_within_their_group(kind):
+    """What a token scores depends on the token, not on where it stands."""
+    x, order = random_x(1), torch.randperm(36, generator=torch.Generator().manual_seed(0))
+    scores = made(kind).scores(tokens_of(x))
+    assert torch.equal(made(kind).scores(tokens_of(x[:, order])), scores[:, order])
+
+
+@each(REDUCERS)
+def test_every_reducer_serves_as_an_operating_point(kind):
+    torch.manual_seed(0)
+    model = TINY["elastivid.models.fluxvit"].build().eval()
+    example = EXAMPLES.get(kind, kind) if kind is not TextGuided else lambda: TextGuided(torch.ones(48))
+    video = video_of(model.config)
+    with torch.inference_mode():
+        out = model(video, point=OperatingPoint(tokens=50, selector=example()))
+        ragged = model.encode(example().reduce(model.embed(video), [50, 30]), OperatingPoint())
+    assert out.tokens.num_placed == 50
+    assert out.embedding.isfinite().all()
+    assert ragged.tokens.counts == (50, 30)
+    assert ragged.embedding.isfinite().all()

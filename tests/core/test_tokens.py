@@ -99,3 +99,50 @@ def test_refuses_impossible_gathers_and_pads():
         tokens.gather(torch.tensor([[0, -2], [0, 1]]))
     with pytest.raises(ValueError, match="cannot pad 12 placed tokens to 11"):
         tokens.pad(11)
+
+
+def test_minus_one_gathers_padding():
+    tokens = make(sizes=torch.arange(24.0).reshape(2, 12))
+    kept = tokens.gather(torch.tensor([[3, 11, -1], [0, -1, -1]]))
+    assert kept.counts == (2, 1)
+    assert kept.valid.tolist() == [[True, True, False], [True, False, False]]
+    assert torch.equal(kept.x[:, 0], tokens.x[:, 0])
+    assert not kept.x[0, 3].any()
+    assert not kept.x[1, 2:].any()
+    assert kept.sizes.tolist() == [[3.0, 11.0, 0.0], [12.0, 0.0, 0.0]]
+    assert kept.cells.tolist() == [[3, 11, -1], [0, -1, -1]]
+
+
+def test_padding_of_what_is_not_a_number_is_zero():
+    tokens = make()
+    tokens.x[:] = torch.nan
+    assert tokens.gather(torch.tensor([[0, -1], [0, -1]])).x[:, 2].eq(0).all()
+
+
+def test_cells_say_which_patches_are_left():
+    tokens = make()
+    assert tokens.cells.tolist() == [list(range(12))] * 2
+    assert tokens.gather(torch.tensor([[5, 7], [1, 11]])).cells.tolist() == [[5, 7], [1, 11]]
+
+
+def test_key_sizes_count_prefix_once_and_padding_never():
+    assert make().key_sizes is None
+    tokens = make(sizes=torch.full((2, 12), 3.0)).pad(13)
+    assert tokens.key_sizes.tolist() == [[1.0] + [3.0] * 12 + [0.0]] * 2
+    assert make(prefix=0).pad(13).key_sizes.tolist() == [[1.0] * 12 + [0.0]] * 2
+
+
+def test_rows_come_back_without_padding_and_stack_to_what_they_were():
+    tokens = make(sizes=torch.rand(2, 12), times_seconds=torch.rand(2, 2))
+    ragged = tokens.gather(torch.tensor([[3, 11, -1], [0, 1, 2]]))
+    first, second = ragged.row(0), ragged.row(1)
+    assert first.x.shape == (1, 3, 4)
+    assert first.valid is None
+    again = Tokens.stack([first, second])
+    for name in ("x", "coords", "sizes", "times_seconds", "valid"):
+        assert torch.equal(getattr(again, name), getattr(ragged, name)), name
+    assert Tokens.stack([make(), make()]).valid is None
+    with pytest.raises(ValueError, match="all with equal grid and num_prefix"):
+        Tokens.stack([make(), make(prefix=0)])
+    with pytest.raises(ValueError, match="got 0"):
+        Tokens.stack([])

@@ -291,7 +291,7 @@ class FluxViT(VideoEncoder):
         return Tokens(x=x, coords=coords, grid=grid)
 
     def encode(self, tokens: Tokens, point: OperatingPoint, *, head: int = 0) -> Output:
-        """Select, place, transform and pool the tokens that `embed` returned; returns as `forward` does.
+        """Select, place, transform and pool the tokens that `embed` returned, or some of them; returns as `forward`.
 
         Raises:
             PointError: `tokens` were embedded at another width than the first one of `point`, and see `forward`.
@@ -303,7 +303,10 @@ class FluxViT(VideoEncoder):
                 f"the tokens have {d} channels, but the point starts with {wanted}; "
                 "pass the same point to embed and encode"
             )
-        placed = replace(tokens, x=tokens.x + self._table(tokens.grid, d)[None])
+        table = self._table(tokens.grid, d)  # (N, d)
+        if tokens.num_placed != len(table):
+            table = table[tokens.cells.clamp(min=0)]  # (B, M, d)
+        placed = replace(tokens, x=tokens.x + table)
         taps: dict[str, Tensor] = {}
         if point.tokens is not None or point.selector is not None:
             selector = point.selector or self.selector

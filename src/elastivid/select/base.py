@@ -124,6 +124,24 @@ def num_frames(grid: tuple[int, int, int], placed: int) -> int:
     return frames if rest or not whole else min(whole, frames)
 
 
+def default_groups(frames: int) -> int:
+    """FluxViT's number of groups: 4 when the frames divide by 4, else 2 when they do by 2 and are more, else 1."""
+    if frames % 4 == 0:
+        return 4
+    return 2 if frames % 2 == 0 and frames > 2 else 1
+
+
+def checked_groups(groups: int | None) -> int | None:
+    """`groups` as it is.
+
+    Raises:
+        PointError: it is below 1.
+    """
+    if groups is not None and groups < 1:
+        raise PointError(f"groups must be >= 1 or None, got {groups}")
+    return groups
+
+
 def best_places(scores: Tensor, keep: int, groups: int = 1) -> Tensor:
     """Places (B, `keep`) of the best scores, ascending; each of `groups` equal stretches keeps its share.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elastivid.core.errors import PointError
 from elastivid.core.tokens import Tokens
-from elastivid.select.base import Selector
+from elastivid.select.base import Selector, checked_groups, default_groups
 
 
 class GroupDynamic(Selector):
@@ -40,11 +40,9 @@ class GroupDynamic(Selector):
     """
 
     def __init__(self, groups: int | None = None, *, p: int = 2) -> None:
-        if groups is not None and groups < 1:
-            raise PointError(f"groups must be >= 1 or None, got {groups}")
         if p not in (1, 2):
             raise PointError(f"p must be 1 or 2, got {p}")
-        self.groups = groups
+        self.groups = checked_groups(groups)
         self.p = p
 
     def num_groups(self, frames: int) -> int:
@@ -53,9 +51,7 @@ class GroupDynamic(Selector):
             if frames % self.groups:
                 raise PointError(f"{frames} frames do not divide into {self.groups} groups; use groups=None")
             return self.groups
-        if frames % 4 == 0:
-            return 4
-        return 2 if frames % 2 == 0 and frames > 2 else 1
+        return default_groups(frames)
 
     def scores(self, tokens: Tokens) -> Tensor:
         """Change of every token since the frame before, (B, M)."""
@@ -110,7 +106,7 @@ class DiffFP(Selector):
 
     def counts(self, tokens: Tokens) -> tuple[int, ...]:
         """Tokens of each clip that the threshold keeps."""
-        kept = self.scores(tokens) > self.threshold  # (B, M)
+        kept = self.scores(tokens) > min(self.threshold, 1e38)  # (B, M)
         if tokens.valid is not None:
             kept &= tokens.valid
         return tuple(int(n) for n in kept.sum(dim=1))

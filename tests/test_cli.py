@@ -24,7 +24,7 @@ from elastivid.search.indexing import Progress
 from elastivid.search.printing import clock, span
 
 COMMANDS = {
-    "index": {"--index", "--model", "--decode", "--retry-failed", "--no-retry-failed"},
+    "index": {"--index", "--model", "--decode", "--retry-failed", "--no-retry-failed", "--allow-download", "--licence"},
     "search": {
         "--like",
         "--top",
@@ -37,6 +37,8 @@ COMMANDS = {
         "--cut",
         "--index",
         "--model",
+        "--allow-download",
+        "--licence",
     },
     "info": set(),
     "doctor": set(),
@@ -50,7 +52,7 @@ def colours(monkeypatch, tmp_path):
     original = index_module.Index.open.__func__
 
     def open_with_colours(cls, path, **settings):
-        settings["encoder"] = ColourEncoder()
+        settings |= {"encoder": ColourEncoder(), "licence": "any"}
         return original(cls, path, **settings)
 
     monkeypatch.setattr(index_module.Index, "open", classmethod(open_with_colours))

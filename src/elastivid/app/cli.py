@@ -36,6 +36,10 @@ IndexOption = Annotated[
     Path, typer.Option("--index", envvar="ELASTIVID_INDEX", help="Folder of the index.", show_default=True)
 ]
 DEFAULT_INDEX = Path("library.ev")
+DownloadOption = Annotated[
+    bool, typer.Option("--allow-download", help="Fetch an hf: model that is not in the local cache.")
+]
+LicenceOption = Annotated[str, typer.Option(help="any, or permissive: refuse weights that state another licence.")]
 
 
 def main() -> None:
@@ -75,17 +79,22 @@ def _root(
 def index(
     sources: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders or files to index.")],
     path: IndexOption = DEFAULT_INDEX,
-    model: Annotated[str | None, typer.Option(help="Shipped name or weights file [default: nano].")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="nano, a weights file, or hf:organisation/repository [default: nano].")
+    ] = None,
     decode: Annotated[
         str | None, typer.Option(help="exact, or keyframes: coarse and much faster [default: exact].")
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Read files again that failed before.")] = False,
+    allow_download: DownloadOption = False,
+    licence: LicenceOption = "any",
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
     from elastivid.app.progress import show_progress
     from elastivid.search.index import Index
 
-    library = Index.open(path, model=model, sampling=_sampling(decode))
+    sampling = _sampling(decode)
+    library = Index.open(path, model=model, sampling=sampling, allow_download=allow_download, licence=licence)
     try:
         with show_progress() as progress:
             report = library.add(sources, progress=progress, retry_failed=retry_failed)
@@ -109,13 +118,15 @@ def search(
     cut: Annotated[Path | None, typer.Option(help="Also write each moment as a video into this folder.")] = None,
     path: IndexOption = DEFAULT_INDEX,
     model: Annotated[str | None, typer.Option(help="Model of the query [default: the one of the index].")] = None,
+    allow_download: DownloadOption = False,
+    licence: LicenceOption = "any",
 ) -> None:
     """Find moments in indexed videos, in words or by example."""
     from elastivid.search.index import Index
 
     if (query is None) == (like is None):
         raise QueryError('say what to look for: either words, such as "a dog runs", or --like clip.mp4@12.5s')
-    library = Index.open(path, model=model)
+    library = Index.open(path, model=model, allow_download=allow_download, licence=licence)
     result = library.search_with_cost(query, like=like, top=top)
     if html is not None:
         from elastivid.search.report import write_report

@@ -30,6 +30,7 @@ PACKAGES = {
     "pyarrow": "search",
     "PIL": "search",
 }
+OPTIONAL = {"transformers": ("hf", "models of the hub, --model hf:...")}
 DISTRIBUTIONS = {"PIL": "pillow"}
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "prores")
 
@@ -70,6 +71,7 @@ def describe_index(path: Path) -> list[str]:
         f"files      {len(files)}: {counted or 'none'}",
         f"video      {span(seconds)}, {len(index)} windows",
         f"model      {settings.model}, space {settings.space_id}, {settings.dim} numbers per window",
+        f"licence    {settings.licence} (of the model's weights)",
         f"window     {sampling.window_seconds:g} s every {sampling.stride_seconds:g} s, {sampling.frames} frames of "
         f"{sampling.size} px, {sampling.decode} decoding",
         f"spent      {settings.point.tokens or 'all'} tokens and {settings.gmacs_per_window:.2f} GMACs per window",
@@ -95,8 +97,11 @@ def describe_video(path: Path) -> list[str]:
 
 def describe_model(address: str) -> list[str]:
     """Metadata of a weights file: everything but the tensors, the golden clip and the copy of `config.text`."""
+    from elastivid.weights.hub import is_hub
     from elastivid.weights.load import read_metadata, resolve
 
+    if is_hub(address):
+        return describe_checkpoint(address)
     path = resolve(address)
     values = read_metadata(path)
     lines = [f"{'file':<12} {printable(path)} ({path.stat().st_size / 1e6:.1f} MB)"]
@@ -106,6 +111,26 @@ def describe_model(address: str) -> list[str]:
         text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
         lines += [f"{name:<12} {text}".replace("\n", "\n" + " " * 13)]
     return lines
+
+
+def describe_checkpoint(address: str) -> list[str]:
+    """What the files of an `hf:` address say; neither torch nor transformers is loaded."""
+    from elastivid.core.files import read_json
+    from elastivid.weights.hub import HubAddress, licence_of, locate, space_of, weight_files
+    from elastivid.weights.licence import is_permissive
+
+    folder = locate(address)
+    licence, files = licence_of(folder), weight_files(folder)
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    values = {
+        "address": str(HubAddress.parse(address)),
+        "folder": printable(folder),
+        "weights": f"{len(files)} safetensors file{'s' if len(files) > 1 else ''}, {megabytes:.1f} MB",
+        "type": read_json(folder / "config.json").get("model_type", "unknown"),
+        "licence": f"{licence} ({'permissive' if is_permissive(licence) else 'not on the permissive list'})",
+        "space_id": space_of(folder),
+    }
+    return [f"{name:<12} {value}" for name, value in values.items()]
 
 
 def diagnose() -> tuple[list[str], bool]:
@@ -124,6 +149,10 @@ def diagnose() -> tuple[list[str], bool]:
             missing.append(f"missing: {distribution}. Run: pip install '{target}'")
             continue
         lines.append(f"{distribution:<11} {metadata.version(distribution)}")
+    for module, (extra, use) in OPTIONAL.items():
+        there = importlib.util.find_spec(module) is not None
+        absent = f"not installed; for {use}: pip install 'elastivid[{extra}]'"
+        lines.append(f"{module:<11} {metadata.version(module) if there else absent}")
     if importlib.util.find_spec("torch") is not None:
         lines.append(_torch_line())
     if importlib.util.find_spec("av") is not None:

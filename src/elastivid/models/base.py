@@ -39,6 +39,7 @@ class DualEncoder(nn.Module, ABC):
         prefix_dims: how many leading channels form a usable smaller space; the last entry is `dim`.
         transform: what turns decoded frames into model input; it travels with the weights.
         supported_axes: axes of an operating point that `embed_clips` honours.
+        licence: what the weights state, as an SPDX expression or a hub's name; "unknown" when they state nothing.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DualEncoder(nn.Module, ABC):
     prefix_dims: tuple[int, ...]
     transform: Transform
     supported_axes: ClassVar[frozenset[str]]
+    licence: str = "unknown"
 
     @property
     @abstractmethod

@@ -28,6 +28,8 @@ from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError, QueryError
 from elastivid.search.snapshot import WINDOW
 from elastivid.search.store import IndexedFile, Settings, Store, Writer
+from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
+from elastivid.weights.licence import ANY, require_licence
 
 if TYPE_CHECKING:
     from elastivid.core.cost import Cost
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "nano"
 DEFAULT_POINT = OperatingPoint(tokens=256)
+HUB_FRAMES = 4  # of a window, each seen alone by a model of the hub, whole
 
 
 class Encoder(Protocol):
@@ -134,25 +137,34 @@ class Index:
         encoder: Encoder | None = None,
         sampling: Sampling | None = None,
         point: OperatingPoint | None = None,
+        allow_download: bool = False,
+        licence: str = ANY,
     ) -> Index:
         """An existing index, or a new one that the first `add` writes to disk.
 
         Args:
             path: folder of the index, by custom `<name>.ev`.
-            model: name or file of the model; None takes what the index was made with, "nano" for a new one.
+            model: name, file or `hf:` address of the model; None takes what the index was made with, "nano" for a new
+                one.
             encoder: a model object instead of a name.
-            sampling: None takes what the index was made with, `Sampling()` for a new one.
-            point: None takes what the index was made with, 256 tokens for a new one.
+            sampling: None takes what the index was made with, `Sampling()` for a new one (`hf:` models: 4 frames of the
+                model's size).
+            point: None takes what the index was made with, for a new one 256 tokens (`hf:` models: all).
+            allow_download: fetch an `hf:` model that is not in the local cache.
+            licence: "permissive" refuses weights that state another one; not for an `encoder` object.
 
         Raises:
-            LibraryError: the path is a file, or `sampling` differs from that of the existing index.
+            LibraryError: the path is a file, `sampling` differs from that of the existing index, or a licence is
+                required of an `encoder` object.
         """
+        if encoder is not None and licence != ANY:
+            raise LibraryError("a licence can be required of a model that is named, not of an encoder object")
         folder = Path(os.path.abspath(os.path.expanduser(path)))
         if folder.exists() and not folder.is_dir():
             raise LibraryError(f"an index is a folder, but {printable(folder)} is a file; choose another path")
         if not Store(folder).exists and not Store(folder).may_begin:
             raise LibraryError(f"{printable(folder)} is a folder that is not an index; choose another path")
-        index = cls(folder, _Wanted(model, encoder, sampling, point))
+        index = cls(folder, _Wanted(model, encoder, sampling, point, allow_download, licence))
         if index._store.exists and sampling is not None and sampling != index._store.settings().sampling:
             raise LibraryError(
                 f"{printable(folder)} was made with {index._store.settings().sampling}, asked for {sampling}; "
@@ -291,7 +303,7 @@ class Index:
     def _embed_words(self, words: str) -> np.ndarray:
         """Unit vector (D,) of a text."""
         made_by = self._store.settings()
-        if self._wanted.encoder is not None:
+        if self._wanted.encoder is not None or is_hub(self._model_name):  # the text towers of the hub need torch
             _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
             vectors = np.asarray(self._encoder.embed_texts([words]), dtype=np.float32)
         else:
@@ -337,24 +349,32 @@ class Index:
             return self._wanted.encoder
         from elastivid.weights.load import load
 
-        return load(self._model_name)
+        return load(self._model_name, allow_download=self._wanted.allow_download, licence=self._wanted.licence)
 
     @cached_property
     def _text_encoder(self) -> tuple[TextEncoder, str]:
         """The text tower without torch, and the space of its model."""
         from elastivid.search.text import TextEncoder
-        from elastivid.weights.load import read_metadata, resolve
+        from elastivid.weights.load import read_metadata, resolve, stated_licence
 
         path = resolve(self._model_name)
-        return TextEncoder.from_file(path), read_metadata(path)["space_id"]
+        metadata = read_metadata(path)
+        require_licence(self._wanted.licence, stated_licence(metadata), self._model_name)
+        return TextEncoder.from_file(path), metadata["space_id"]
 
     def _settings_for_writing(self) -> Settings:
+        from elastivid.models.base import DualEncoder
+
         if self._store.exists:
             settings = self._store.settings()
             _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
             return settings
-        sampling, point = self._wanted.sampling or Sampling(), self._wanted.point or DEFAULT_POINT
         model = self._encoder.name if self._wanted.encoder is not None else self._model_name
+        usual, full = Sampling(), DEFAULT_POINT
+        if is_hub(model):
+            usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
+            full, model = OperatingPoint(), self._encoder.name
+        sampling, point = self._wanted.sampling or usual, self._wanted.point or full
         return Settings(
             model=os.path.abspath(os.path.expanduser(model)) if model.endswith(".safetensors") else model,
             space_id=self._encoder.space_id,
@@ -362,6 +382,7 @@ class Index:
             sampling=sampling,
             point=point,
             gmacs_per_window=self._encoder.cost(frames=sampling.frames, size=sampling.size, point=point).gmacs,
+            licence=self._encoder.licence if isinstance(self._encoder, DualEncoder) else UNKNOWN_LICENCE,
         )
 
 
@@ -373,6 +394,8 @@ class _Wanted:
     encoder: Encoder | None
     sampling: Sampling | None
     point: OperatingPoint | None
+    allow_download: bool = False
+    licence: str = ANY
 
 
 def parse_example(like: str) -> tuple[str, float | None]:

@@ -216,7 +216,7 @@ def _footer(results: Sequence[SearchResult], index: Index, files: list[FileRecor
     settings = index.settings
     sampling, point = settings.sampling, settings.point
     spent = {
-        "model": f"{settings.model} (space {settings.space_id})",
+        "model": f"{settings.model} (space {settings.space_id}, licence of the weights: {settings.licence})",
         "a window": f"{sampling.window_seconds:g} s every {sampling.stride_seconds:g} s, {sampling.frames} frames of "
         f"{sampling.size} px, {sampling.decode} decoding",
         "spent on a window": f"{point.tokens or 'all'} tokens, {settings.gmacs_per_window:.2f} GMACs",

@@ -43,6 +43,7 @@ class Settings:
         sampling: windows, and frames of each.
         point: what the model spends on a window.
         gmacs_per_window: billions of multiply-accumulates of one window at that point.
+        licence: what the weights state; "unknown" in an index from before that was noted.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Settings:
     sampling: Sampling
     point: OperatingPoint
     gmacs_per_window: float
+    licence: str = "unknown"
 
     def to_json(self) -> str:
         """The settings as JSON text. Selectors are the model's own: a custom one is not recorded."""

@@ -5,31 +5,38 @@ Letters: H height, W width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from elastivid.video.source import orientation
 
+FrameSize = int | tuple[int, int] | Callable[[int, int], tuple[int, int]]
+
 
 class FrameConverter:
     """Converts frames of one stream to RGB of one size, and turns them upright.
 
     Args:
-        size: `None` keeps the size of the first frame; one int makes a square, else (height, width).
+        size: `None` keeps the size of the first frame; one int makes a square, else (height, width), or a function
+            from the upright height and width of the first frame to those of the converted ones.
+        filter: "bilinear" or "bicubic", both antialiased.
 
     Raises:
         ValueError: `size` is not positive.
     """
 
-    def __init__(self, size: int | tuple[int, int] | None) -> None:
-        if size is not None:
+    def __init__(self, size: FrameSize | None, filter: str = "bilinear") -> None:
+        self._shape: tuple[int, int] | None = None
+        self._rule = size if callable(size) else None
+        self._filter = filter.upper()
+        if size is not None and not callable(size):
             height, width = (size, size) if isinstance(size, int) else size
             if height < 1 or width < 1:
                 raise ValueError(f"size must be None, a positive int or (height, width), got {size}")
-            self._shape: tuple[int, int] | None = (int(height), int(width))
-        else:
-            self._shape = None
+            self._shape = (int(height), int(width))
         self._turns, self._mirrored = 0, False
         self.ready = False
         self._reformatter = VideoReformatter()
@@ -38,7 +45,8 @@ class FrameConverter:
         """Take orientation, and where it was left open the size, from the first frame of the stream."""
         self._turns, self._mirrored = orientation(first)
         if self._shape is None:
-            self._shape = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
+            upright = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
+            self._shape = self._rule(*upright) if self._rule else upright
         self.ready = True
 
     @property
@@ -55,7 +63,7 @@ class FrameConverter:
         if self._turns % 2:
             height, width = width, height
         rgb = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", threads=1
+            frame, width=width, height=height, format="rgb24", interpolation=self._filter, threads=1
         )
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), dtype=np.uint8, count=height * plane.line_size)

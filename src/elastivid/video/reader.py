@@ -17,7 +17,7 @@ from elastivid.core.errors import PointError
 from elastivid.core.point import DECODE_MODES
 from elastivid.video.decoder import Decoded, Decoder, IndexMismatch
 from elastivid.video.errors import TruncatedVideoError, VideoTooLargeError
-from elastivid.video.frames import FrameConverter
+from elastivid.video.frames import FrameConverter, FrameSize
 from elastivid.video.index import PacketIndex
 from elastivid.video.source import Limits, VideoMetadata, describe
 
@@ -35,8 +35,9 @@ class VideoReader:
 
     Args:
         path: local file.
-        size: `None` keeps the stored size; one int makes a square, (height, width) any other size. Resizing is
-            antialiased bilinear, without keeping the aspect ratio.
+        size: `None` keeps the stored size; one int makes a square, (height, width) any other size. A function from
+            height and width to height and width, such as `Transform.frame_size`, may keep the aspect ratio.
+        filter: how frames are resized: "bilinear" or "bicubic", both antialiased.
         limits: what reading may cost; `None` takes the defaults of `Limits`.
         threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on
             (640x480 for codecs older than H.264), frames by index from 720p on.
@@ -51,13 +52,14 @@ class VideoReader:
         self,
         path: str | os.PathLike[str],
         *,
-        size: int | tuple[int, int] | None = None,
+        size: FrameSize | None = None,
+        filter: str = "bilinear",
         limits: Limits | None = None,
         threads: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be >= 1 or None, got {threads}")
-        self._convert = FrameConverter(size)
+        self._convert = FrameConverter(size, filter)
         self._decoder = Decoder(path, limits or Limits(), threads)
         self._path = self._decoder.path
         self._metadata: VideoMetadata | None = None

@@ -3,7 +3,8 @@
 A weights file is one safetensors: tensors under `video.` and `text.` plus `log_scale`; metadata as JSON strings:
 `address`, `config`, `text_config`, `transform`, `space_id`, `licence`, `card`, `golden`. Floating tensors are stored
 in half precision and computed in single. Loading recomputes `space_id`, a hash of all tensors, and `golden`, the
-embedding of a fixed clip, so a damaged file or a changed model is noticed at once.
+embedding of a fixed clip, so a damaged file or a changed model is noticed at once. Addresses `hf:...` are checkpoints
+of other formats: see `elastivid.weights.hub`.
 
 Importing this module does not load torch; `resolve` and `read_metadata` work without it.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastivid.core.errors import UnknownNameError, WeightsError
+from elastivid.weights.hub import UNKNOWN_LICENCE, HubAddress, is_hub, licence_of, locate, space_of, weight_files
+from elastivid.weights.licence import ANY, require_licence
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +71,11 @@ def resolve(address: str) -> Path:
     elif address.endswith(".safetensors"):
         path = Path(address).expanduser()
     else:
-        raise UnknownNameError("weights (a shipped name or a path that ends in .safetensors)", address, ALIASES)
+        raise UnknownNameError(
+            "weights (a shipped name, a path that ends in .safetensors, or hf:organisation/repository)",
+            address,
+            ALIASES,
+        )
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}; check the path or reinstall the package")
     return path
@@ -99,16 +106,22 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise WeightsError(f"metadata of {path} is not json ({error}); fetch the weights file again") from error
 
 
-def load(address: str) -> DualEncoder:
+def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> DualEncoder:
     """The trained dual encoder of `address`, in evaluation mode on the CPU.
 
     Args:
-        address: "nano", or the path of a file that `save` wrote.
+        address: "nano", the path of a file that `save` wrote, or a CLIP, SigLIP or SigLIP 2 checkpoint as
+            `hf:organisation/repository`, `hf:organisation/repository@revision` or `hf:folder`.
+        allow_download: fetch an `hf:` checkpoint from huggingface.co when it is not in the local cache.
+        licence: "permissive" refuses weights whose stated licence is not (see `elastivid.weights.licence`).
 
     Raises:
+        MissingExtraError: an `hf:` address without transformers installed.
         UnknownNameError, WeightsError: see `resolve` and `read_metadata`; also when metadata is incomplete, tensors
             are missing, unknown or misshapen, or the golden embedding or the space does not come out.
     """
+    if is_hub(address):
+        return _load_hub(address, allow_download, licence)
     from safetensors.torch import load_file
 
     from elastivid.models.dual import FluxDual, FluxDualConfig
@@ -118,6 +131,7 @@ def load(address: str) -> DualEncoder:
 
     path = resolve(address)
     metadata = read_metadata(path)
+    require_licence(licence, stated_licence(metadata), address)
     try:
         towers, golden, space_id = metadata["config"], metadata["golden"], metadata["space_id"]
         config = FluxDualConfig(video=FluxViTConfig(**towers["video"]), text=TextConfig(**towers["text"]))
@@ -132,12 +146,29 @@ def load(address: str) -> DualEncoder:
     _check_keys(path, model.state_dict(), stored)
     model.load_state_dict(stored, strict=True)
     model.eval()
+    model.licence = stated_licence(metadata)
     _check_golden(path, model, golden)
     if model.space_id != space_id:
         raise WeightsError(
             f"tensors of {path} have space {model.space_id}, but it says {space_id}: it is damaged; fetch it anew"
         )
     return model
+
+
+def stated_licence(metadata: dict[str, Any]) -> str:
+    """Licence in the metadata of a weights file of ours."""
+    return str(metadata.get("licence") or UNKNOWN_LICENCE)
+
+
+def _load_hub(address: str, allow_download: bool, licence: str) -> DualEncoder:
+    folder = locate(address, allow_download=allow_download)
+    stated = licence_of(folder)
+    require_licence(licence, stated, address)
+    from elastivid.models.hub_dual import HubDual
+
+    weights = weight_files(folder)
+    name = str(HubAddress.parse(address))
+    return HubDual(folder, weights, name=name, space_id=space_of(folder), licence=stated).eval()
 
 
 def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ LABELLED ?= ../shared/data/labelled
 FOLDS ?=
 
 EXTRAS_demo := search
-EXTRAS_test := search,plot,docs,dev
-EXTRAS_bench := search,plot,docs,dev,bench
+EXTRAS_test := search,hf,plot,docs,dev
+EXTRAS_bench := search,hf,plot,docs,dev,bench
 
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elastivid.core.errors import PointError
-from elastivid.select.motion import change_scores, shares
+from elastivid.select.base import shares
+from elastivid.select.motion import change_scores
 
 PATCH_SIZE = 16
 

@@ -18,16 +18,17 @@ import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from elastivid.core.point import OperatingPoint
 from elastivid.data.labelled import LabelledClips
-from elastivid.data.mixture import PATCH_PIXELS, Mixture, MixtureConfig, collate
+from elastivid.data.mixture import PATCH_PIXELS, Mixture, MixtureConfig, Sample, collate
 from elastivid.layers.block import initialise_mimetic
 from elastivid.models.dual import PRESETS, FluxDual
-from elastivid.train.dual import DualLoss, draw_points
+from elastivid.train.dual import DualLoss, add_words, draw_points
 from elastivid.train.ema import Ema
 
 WIDTHS = (64, 128, 192)  # what a layer may be run at: one, two or three heads
@@ -45,7 +46,7 @@ class Phase:
 
 
 STAGES = {
-    "world": (Phase(1200, ((8, 112),), 64, plain_share=0.7), Phase(2600, plain_share=0.15)),
+    "world": (Phase(1000, ((8, 112),), 64, plain_share=0.7), Phase(3000, plain_share=0.15)),
     "real": (Phase(240),),
 }
 LEARNING_RATE = {"world": 2e-3, "real": 6e-4}
@@ -61,10 +62,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--fold", type=int, default=-1, choices=range(-1, 5), help="fold of sources to leave out, 0 to 4; -1 uses all"
     )
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all step counts (0.01 for a smoke run)")
+    parser.add_argument(
+        "--minutes", type=float, help="spread the schedule over this time, whatever number of steps fits"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if REAL_SHARE[args.stage] > 0 and not args.labelled:
@@ -98,12 +102,19 @@ def main() -> None:
         [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.98)
     )
     phases = [replace(p, steps=max(2, int(p.steps * args.scale))) for p in STAGES[args.stage]]
+    tokenizer = model.text.tokenizer
+
+    def make_batch(samples: list[Sample]) -> dict[str, Any]:
+        return add_words(collate(samples), tokenizer)
+
+    loading = {"num_workers": args.workers, "prefetch_factor": 3, "pin_memory": args.device != "cpu"}
     clips = LabelledClips.from_folder(args.labelled) if args.labelled else None
-    total, step, start = sum(p.steps for p in phases), 0, time.time()
+    total, step, start, ends = sum(p.steps for p in phases), 0, time.time(), 0.0
     draws = torch.Generator().manual_seed(args.seed)
     for phase in phases:
+        ends += phase.steps / total
         config = MixtureConfig(
-            length=phase.steps * args.batch,
+            length=phase.steps * args.batch * (100 if args.minutes else 1),
             seed=args.seed * 1000 + step,
             shapes=phase.shapes,
             batch=args.batch,
@@ -112,9 +123,10 @@ def main() -> None:
             plain_share=phase.plain_share,
         )
         data = Mixture(config, clips, cache=args.out.parent)
-        for batch in DataLoader(data, args.batch, num_workers=args.workers, collate_fn=collate, prefetch_factor=3):
+        for batch in DataLoader(data, args.batch, collate_fn=make_batch, **loading):
             step += 1
-            rate = peak * min(step / (0.05 * total), 0.5 * (1 + math.cos(math.pi * step / total)) + 0.01)
+            done = min((time.time() - start) / (60 * args.minutes), 1.0) if args.minutes else step / total
+            rate = peak * min(max(done, 1 / total) / 0.05, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             num_frames, side = batch["frames"].shape[1:3]
@@ -127,20 +139,23 @@ def main() -> None:
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             ema.update(model)
-            if step % 50 == 0 or step == total:
+            last = done >= 1.0
+            if step % 50 == 0 or last:
                 values = " ".join(f"{k} {float(v):.3f}" for k, v in report.items())
                 seconds = time.time() - start
                 print(
-                    f"step {step}/{total} {values} grad {norm:.2f} scale {model.logit_scale:.1f} "
+                    f"step {step} {done:.0%} {values} grad {norm:.2f} scale {model.logit_scale:.1f} "
                     f"{step * args.batch / seconds:.1f} clips/s {seconds:.0f} s",
                     flush=True,
                 )
-            if step % 500 == 0 or step == total:
+            if step % 500 == 0 or last:
                 args.out.parent.mkdir(parents=True, exist_ok=True)
                 partial = args.out.with_suffix(".partial")
                 states = {"model": ema.model.state_dict(), "losses": losses.state_dict()}
-                torch.save({**states, "step": step, "total": total, "seed": args.seed}, partial)
+                torch.save({**states, "step": step, "seed": args.seed}, partial)
                 partial.replace(args.out)
+            if done >= ends:
+                break
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from elastivid.layers.elastic import sample_widths
 from elastivid.losses.attributes import attributes
 from elastivid.losses.contrastive import agreement, contrastive
 from elastivid.models.dual import FluxDual
+from elastivid.models.text_tokenizer import TextTokenizer
 
 SHARPNESS = 10.0  # unit vectors are multiplied by this before the clip head
 
@@ -55,7 +56,7 @@ class DualLoss(nn.Module):
 
         Args:
             model: the dual encoder.
-            batch: what `collate` returns.
+            batch: what `collate` returns, with `add_words`.
             points: what every clip is encoded at, the teacher of the others first; each names fewer tokens than a
                 clip has.
 
@@ -64,10 +65,10 @@ class DualLoss(nn.Module):
             of clips nearer to their caption than to all of their wrong captions.
         """
         device = model.log_scale.device
-        wanted, shown_by = batch["attributes"].to(device), batch["patches"].to(device)
-        texts, hard = batch["texts"], [text for row in batch["hard_texts"] for text in row]
-        words = F.normalize(model.text(*model.text.tokenize(texts + hard)), dim=-1)  # (B + B*M, D)
-        right, wrong = words[: len(texts)], words[len(texts) :].unflatten(0, (len(texts), -1))  # (B, D), (B, M, D)
+        wanted, shown_by, same = (batch[name].to(device) for name in ("attributes", "patches", "same"))
+        ids, lengths, count = batch["words"].to(device), batch["lengths"].to(device), len(batch["texts"])
+        words = F.normalize(model.text(ids, lengths), dim=-1)  # (B + B*M, D)
+        right, wrong = words[:count], words[count:].unflatten(0, (count, -1))  # (B, D), (B, M, D)
         scale = model.log_scale.exp().clamp(max=100)
         video = to_video(model, batch["frames"])
         loss = attributes(self.clip(SHARPNESS * right), wanted, ATTRIBUTE_SIZES)
@@ -76,7 +77,7 @@ class DualLoss(nn.Module):
         for number, point in enumerate(points):
             out = model.video(video, point=point)
             clips = F.normalize(out.embedding, dim=-1)
-            matched = contrastive(clips, right, scale, same=batch["same"].to(device), hard_texts=wrong)
+            matched = contrastive(clips, right, scale, same=same, hard_texts=wrong)
             named = attributes(self.clip(SHARPNESS * clips), wanted, ATTRIBUTE_SIZES)
             shown = self._patches(out, shown_by)
             loss = loss + (matched + named + shown) / len(points)
@@ -99,6 +100,13 @@ class DualLoss(nn.Module):
         logits = F.linear(x, self.patch.weight[:, : x.shape[-1]], self.patch.bias).flatten(0, 1)  # (B*K, classes)
         things = torch.where(kept[:, :1] > 0, kept, IGNORED)
         return attributes(logits, kept, PATCH_SIZES) + attributes(logits, things, PATCH_SIZES)
+
+
+def add_words(batch: dict[str, Any], tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The batch with `words` (B + B*M, L) and `lengths` (B + B*M,): tokens of the captions, then of the wrong ones."""
+    hard = [text for row in batch["hard_texts"] for text in row]
+    words, lengths = tokenizer.tokenize(batch["texts"] + hard)
+    return {**batch, "words": torch.from_numpy(words), "lengths": torch.from_numpy(lengths)}
 
 
 def draw_points(

@@ -22,10 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from elastivid import Index, OperatingPoint, Sampling, __version__
-from elastivid.search.records import FileRecord
+from elastivid.search.records import FileRecord, Place
 from elastivid.search.snapshot import WINDOW
-from elastivid.search.store import IndexedFile, Settings, Store
+from elastivid.search.store import Settings, Store
 from elastivid.search.text import TextEncoder
+from elastivid.search.writer import IndexedFile
 from elastivid.weights.load import read_metadata, resolve
 
 WINDOWS = 100_000
@@ -41,22 +42,21 @@ def fill(folder: Path, weights: str, space_id: str, dim: int) -> float:
     rng = np.random.default_rng(0)
     settings = Settings(weights, space_id, dim, Sampling(), OperatingPoint(tokens=256), 0.0)
     started = time.perf_counter()
-    with Store(folder).writing(settings) as writer:
-        for first in range(0, WINDOWS // WINDOWS_PER_FILE, 100):
-            writer.commit([_random_file(writer.new_id(), first + k, rng, dim) for k in range(100)])
-        writer.finish(settings)
+    writer = Store(folder).writer(settings)
+    for first in range(0, WINDOWS // WINDOWS_PER_FILE, 100):
+        writer.commit([_random_file(first + k, rng, dim) for k in range(100)])
+    writer.finish()
     return time.perf_counter() - started
 
 
-def _random_file(file_id: int, number: int, rng: np.random.Generator, dim: int) -> IndexedFile:
+def _random_file(number: int, rng: np.random.Generator, dim: int) -> IndexedFile:
     windows = np.zeros(WINDOWS_PER_FILE, dtype=WINDOW)
-    windows["file_id"] = file_id
     windows["start_seconds"] = 2.0 * np.arange(WINDOWS_PER_FILE)
     windows["end_seconds"] = windows["start_seconds"] + 4.0
     vectors = rng.normal(size=(WINDOWS_PER_FILE, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    path = f"/videos/{number:06d}.mp4"
-    record = FileRecord(file_id, path, 1, 1, "indexed", duration_seconds=82.0, windows=WINDOWS_PER_FILE)
+    place = Place(f"/videos/{number:06d}.mp4", 1)
+    record = FileRecord(-1, f"s1-{number}", 1, (place,), "indexed", duration_seconds=82.0, windows=WINDOWS_PER_FILE)
     return IndexedFile(record, windows, vectors)
 
 

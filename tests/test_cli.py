@@ -24,7 +24,16 @@ from elastivid.search.indexing import Progress
 from elastivid.search.printing import clock, span
 
 COMMANDS = {
-    "index": {"--index", "--model", "--decode", "--retry-failed", "--no-retry-failed", "--allow-download", "--licence"},
+    "index": {
+        "--index",
+        "--model",
+        "--decode",
+        "--retry-failed",
+        "--no-retry-failed",
+        "--full-hash",
+        "--allow-download",
+        "--licence",
+    },
     "search": {
         "--like",
         "--top",

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from worlds import a_record
 
 from elastivid.search.boundaries import INNER, fit_boundaries
 from elastivid.search.moments import find_moments
-from elastivid.search.records import FileRecord
 from elastivid.search.snapshot import WINDOW, Snapshot
 
 
@@ -103,7 +103,7 @@ def test_find_moments_gives_the_planted_times():
     scores = 0.05 + 0.9 * shares(starts, ends, 40.5, 47.0)
     vectors = np.stack([scores, np.sqrt(1 - scores**2)], axis=1).astype(np.float32)
     rows = np.array([(0, a, b) for a, b in zip(starts, ends, strict=True)], dtype=WINDOW)
-    files = {"a": FileRecord(0, "a", 1, 1, "indexed", windows=60)}
+    files = {0: a_record(0, "a", windows=60)}
     found = Snapshot("s", vectors, rows, files, np.ones(60, bool))
     (moment,) = find_moments(found, np.array([1.0, 0.0], np.float32), 1)
     assert (moment.start_seconds, moment.end_seconds) == (40.5, 47.0)

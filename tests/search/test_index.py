@@ -118,7 +118,9 @@ def test_a_file_that_breaks_the_decoder_does_not_stop_the_others(index, videos, 
     (crashed,) = [record for record in report.bad if record.status == "crashed"]
     assert crashed.reason == "unexpected ZeroDivisionError: surprise"
     monkeypatch.undo()
-    assert index.add(videos).indexed == 1, "what crashed is tried again without being asked"
+    assert index.add(videos).indexed == 0, "not tried again before it changes"
+    assert index.add(videos, retry_failed=True).indexed == 1
+    assert len(index) == 5 + 2 + 1
 
 
 def test_a_truncated_file_is_indexed_as_far_as_it_goes(tmp_path, index):
@@ -204,7 +206,8 @@ def test_an_unmounted_folder_changes_nothing(index, videos):
 
 def test_windows_are_batched_across_files_and_frames_decoded_once(tmp_path, monkeypatch):
     for number in range(20):
-        render(tmp_path / "v" / f"{number:02d}.mp4", ("red", 2)) if number else (tmp_path / "v").mkdir()
+        path = tmp_path / "v" / f"{number:02d}.mp4"
+        render(path, ("red", 2 + number / 10)) if number else path.parent.mkdir()
     render(tmp_path / "v" / "long.mp4", ("red", 30), ("green", 4))
     asked: list[int] = []
     original = indexing.VideoReader.iterate_played_at
@@ -224,7 +227,7 @@ def test_interrupted_indexing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     folder = tmp_path / "v"
     folder.mkdir()
     for number in range(6):
-        render(folder / f"{number}.mp4", ("red", 34))
+        render(folder / f"{number}.mp4", ("red", 34 + number / 10))
     monkeypatch.setattr(indexing, "DECODER_THREADS", 1)
     encoder = ColourEncoder()
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from worlds import a_record
 
 from elastivid.search.moments import find_moments
-from elastivid.search.records import FileRecord
 from elastivid.search.snapshot import WINDOW, Snapshot
 
 
@@ -14,7 +14,7 @@ def snapshot(**scores_by_path: list[float]) -> Snapshot:
     """Windows of 4 s every 2 s whose score for the query (1, 0) is what the lists say."""
     files, rows, vectors = {}, [], []
     for number, (path, scores) in enumerate(scores_by_path.items()):
-        files[path] = FileRecord(number, path, 1, 1, "indexed", windows=len(scores))
+        files[number] = a_record(number, path, windows=len(scores))
         rows += [(number, 2.0 * k, 2.0 * k + 4) for k in range(len(scores))]
         vectors += [(score, np.sqrt(1 - score**2)) for score in scores]
     windows = np.array(rows, dtype=WINDOW)
@@ -113,7 +113,7 @@ def test_agrees_with_a_plain_search_when_nothing_overlaps():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(5000, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    files = {f"{k:04d}": FileRecord(k, f"{k:04d}", 1, 1, "indexed", windows=1) for k in range(5000)}
+    files = {k: a_record(k, f"{k:04d}", windows=1) for k in range(5000)}
     windows = np.array([(k, 0.0, 4.0) for k in range(5000)], dtype=WINDOW)
     found = Snapshot("s", vectors, windows, files, np.ones(5000, bool))
     query = vectors[17]
@@ -130,7 +130,7 @@ def test_only_the_wanted_windows_are_searched():
 
 def test_rows_that_do_not_take_part_are_never_found():
     found = snapshot(a=[0.9, 0.9], b=[0.5])
-    hidden = Snapshot("s", found.vectors, found.windows, found.files, np.array([False, False, True]))
+    hidden = Snapshot("s", found.vectors, found.windows, found.records, np.array([False, False, True]))
     assert [m.path for m in find_moments(hidden, QUERY, top=5)] == ["b"]
-    nothing = Snapshot("s", found.vectors, found.windows, found.files, np.zeros(3, bool))
+    nothing = Snapshot("s", found.vectors, found.windows, found.records, np.zeros(3, bool))
     assert find_moments(nothing, QUERY, top=5) == []

@@ -7,6 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from elastivid.search.records import FileRecord, Place
+
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "grey": (128, 128, 128)}
 FPS = 10
 
@@ -24,6 +26,12 @@ def render(path: Path, *scenes: tuple[str, float], size: tuple[int, int] = (64, 
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def a_record(number: int, path: str, windows: int = 0, **changes) -> FileRecord:
+    """A record of a file at one place, whose content is its path."""
+    values = {"content": path, "size_bytes": 10, "places": (Place(path, 20),), "status": "indexed", **changes}
+    return FileRecord(number, windows=windows, **values)
 
 
 class ColourEncoder:

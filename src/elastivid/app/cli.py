@@ -62,6 +62,10 @@ def _fail(error: Exception, code: int) -> None:
     sys.exit(code)
 
 
+def _notify(text: str) -> None:
+    print(f"elastivid: {text}", file=sys.stderr, flush=True)
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(f"elastivid {__version__}")
@@ -88,16 +92,25 @@ def index(
     retry_failed: Annotated[bool, typer.Option(help="Read files again that failed before.")] = False,
     allow_download: DownloadOption = False,
     licence: LicenceOption = "any",
+    full_hash: Annotated[
+        bool, typer.Option("--full-hash", help="Tell files of a new index apart by all of their bytes.")
+    ] = False,
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
     from elastivid.app.progress import show_progress
     from elastivid.search.index import Index
 
-    sampling = _sampling(decode)
-    library = Index.open(path, model=model, sampling=sampling, allow_download=allow_download, licence=licence)
+    library = Index.open(
+        path,
+        model=model,
+        sampling=_sampling(decode),
+        allow_download=allow_download,
+        licence=licence,
+        full_hash=full_hash or None,
+    )
     try:
         with show_progress() as progress:
-            report = library.add(sources, progress=progress, retry_failed=retry_failed)
+            report = library.add(sources, progress=progress, retry_failed=retry_failed, notify=_notify)
     except KeyboardInterrupt:
         print("\nelastivid: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -81,7 +81,12 @@ def describe_index(path: Path) -> list[str]:
         f"{run['x_realtime']:.0f}x realtime"
         for run in index.runs()[-3:]
     ]
-    lines += [f"{file.status:<10} {short_path(file.path)}: {printable(file.reason)}" for file in files if file.reason]
+    lines += [
+        f"{file.status:<10} {short_path(path)}: {printable(file.reason)}"
+        for file in files
+        if file.reason
+        for path in file.paths or (file.path,)
+    ]
     return lines
 
 

@@ -54,7 +54,12 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     lines = [
         f"{read} files read, {report.unchanged} unchanged, {len(report.bad)} with trouble -> {printable(index.path)}"
     ]
-    if not (read or report.unchanged or report.missing):
+    if report.recognised:
+        lines.append(
+            f"{report.recognised} files recognised by their content (moved, renamed, copied, touched or back again): "
+            "not read again"
+        )
+    if not (read or report.unchanged or report.recognised or report.missing):
         lines.append(
             "no videos found: folders are searched for files such as .mp4, .mkv, .mov; hidden ones are left out"
         )
@@ -75,7 +80,10 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     if report.still_bad:
         lines.append(f"{len(report.still_bad)} unchanged files could not be read before (--retry-failed tries again)")
     if report.missing:
-        lines.append(f"{len(report.missing)} files are gone: kept in the index, left out of results")
+        lines.append(
+            f"{len(report.missing)} files are gone: kept in the index, left out of results "
+            "(elastivid prune forgets them)"
+        )
     return lines
 
 

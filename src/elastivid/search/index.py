@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.search.library import compare, find_videos
+from elastivid.search.library import roots_of
 from elastivid.search.moments import Moment, find_moments
 from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError, QueryError
-from elastivid.search.snapshot import WINDOW
-from elastivid.search.store import IndexedFile, Settings, Store, Writer
+from elastivid.search.store import Settings, Store
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
 
@@ -62,6 +61,8 @@ class AddReport:
     Args:
         indexed: files read completely.
         unchanged: files that needed nothing, those known to be bad included.
+        recognised: files that were not read because their content was known: moved, renamed, copied, touched, back
+            again, or read by another process meanwhile.
         bad: records of this run's partial, failed and crashed files, each with its reason.
         still_bad: records of unchanged files that are partial or failed.
         missing: files found gone from a folder that exists; kept in the index, left out of results.
@@ -74,6 +75,7 @@ class AddReport:
 
     indexed: int
     unchanged: int
+    recognised: int
     bad: list[FileRecord]
     still_bad: list[FileRecord]
     missing: list[FileRecord]
@@ -92,6 +94,7 @@ class AddReport:
         """Counts and seconds, as values for JSON."""
         return {
             "files": self.indexed,
+            "recognised": self.recognised,
             "bad_files": len(self.bad),
             "windows": self.windows,
             "video_seconds": round(self.video_seconds, 3),
@@ -139,6 +142,7 @@ class Index:
         point: OperatingPoint | None = None,
         allow_download: bool = False,
         licence: str = ANY,
+        full_hash: bool | None = None,
     ) -> Index:
         """An existing index, or a new one that the first `add` writes to disk.
 
@@ -152,10 +156,12 @@ class Index:
             point: None takes what the index was made with, for a new one 256 tokens (`hf:` models: all).
             allow_download: fetch an `hf:` model that is not in the local cache.
             licence: "permissive" refuses weights that state another one; not for an `encoder` object.
+            full_hash: tell files apart by all of their bytes instead of samples of them (see `identity`). None takes
+                what the index was made with, False for a new one.
 
         Raises:
-            LibraryError: the path is a file, `sampling` differs from that of the existing index, or a licence is
-                required of an `encoder` object.
+            LibraryError: the path is a file, something asked for differs from what the existing index was made with, or
+                a licence is required of an `encoder` object.
         """
         if encoder is not None and licence != ANY:
             raise LibraryError("a licence can be required of a model that is named, not of an encoder object")
@@ -164,12 +170,9 @@ class Index:
             raise LibraryError(f"an index is a folder, but {printable(folder)} is a file; choose another path")
         if not Store(folder).exists and not Store(folder).may_begin:
             raise LibraryError(f"{printable(folder)} is a folder that is not an index; choose another path")
-        index = cls(folder, _Wanted(model, encoder, sampling, point, allow_download, licence))
-        if index._store.exists and sampling is not None and sampling != index._store.settings().sampling:
-            raise LibraryError(
-                f"{printable(folder)} was made with {index._store.settings().sampling}, asked for {sampling}; "
-                "scores of different windows do not compare: leave sampling out or use another path"
-            )
+        index = cls(folder, _Wanted(model, encoder, sampling, point, allow_download, licence, full_hash))
+        if index._store.exists:
+            index._wanted.require_fit(index._store.settings(), folder)
         return index
 
     def __enter__(self) -> Index:
@@ -199,9 +202,8 @@ class Index:
         return self._store.settings()
 
     def files(self) -> list[FileRecord]:
-        """Records of all files, by path; bad and missing ones included."""
-        files = self._store.snapshot().files
-        return [files[path] for path in sorted(files)]
+        """Records of all files, by path; bad and missing ones included. Copies of a file share a record."""
+        return sorted(self._store.snapshot().records.values(), key=lambda record: record.path)
 
     def runs(self) -> list[dict[str, Any]]:
         """What each run of `add` that read something did, oldest first: counts, seconds, x realtime."""
@@ -215,54 +217,28 @@ class Index:
         *,
         progress: Callable[[Progress], None] | None = None,
         retry_failed: bool = False,
+        notify: Callable[[str], None] | None = None,
     ) -> AddReport:
         """Bring the index up to date with folders or files: only new and changed files are read.
 
-        Files that cannot be read are recorded with the reason and left alone until they change. Files that are gone
-        are kept and left out of results; nothing is ever deleted because a drive is not mounted. When interrupted,
-        finished files are kept and the next call goes on.
+        Files are known by their content: one that was moved, renamed or copied is not read again. Files that cannot be
+        read are recorded with the reason and left alone until they change. Files that are gone are kept and left out of
+        results; `prune` forgets them. When interrupted or killed, finished files are kept and the next call goes on.
+        Several processes may add at the same time: they share the work.
 
         Args:
             sources: folder, file, or several of them.
             progress: called about once per batch.
             retry_failed: read files again that failed before although they did not change.
+            notify: is told in words when another process has to be waited for.
 
         Raises:
-            LibraryError: a source does not exist, the index was made by another model, or is being written.
+            LibraryError: a source does not exist, the index was made by another model, or the disk is full.
         """
-        from elastivid.search.indexing import Job, Pipeline
+        from elastivid.search.adding import Adding
 
-        started = time.perf_counter()
-        listed = [sources] if isinstance(sources, str | Path) else list(sources)
-        found, unlisted = find_videos(listed)
-        settings = self._settings_for_writing()
-        loaded = time.perf_counter()
-        with self._store.writing(settings) as writer:
-            changes = compare(found, writer.files, listed, retry_failed)
-            _set_missing(writer, changes.returned, False)
-            _set_missing(writer, changes.missing, True)
-            jobs = [Job(writer.new_id(), file.path, file.size_bytes, file.modified_ns) for file in changes.read]
-            pipeline = Pipeline(
-                self._encoder, settings.sampling, self._wanted.point or settings.point, writer.commit, progress
-            )
-            pipeline.spent.load_seconds = loaded - started
-            pipeline.run(jobs)
-            writer.finish(settings)
-        report = AddReport(
-            indexed=sum(record.status == "indexed" for record in pipeline.records),
-            unchanged=len(changes.unchanged) + len(changes.returned),
-            bad=sorted((r for r in pipeline.records if r.status != "indexed"), key=lambda r: r.path),
-            still_bad=[r for r in changes.unchanged if r.status != "indexed"],
-            missing=changes.missing,
-            unlisted=[printable(str(error)) for error in unlisted],
-            windows=pipeline.windows_done,
-            video_seconds=pipeline.video_seconds,
-            elapsed_seconds=time.perf_counter() - started,
-            spent=pipeline.spent,
-        )
-        if jobs:
-            self._store.log_run(report.to_values())
-        return report
+        roots = roots_of([sources] if isinstance(sources, str | Path) else sources)
+        return Adding(self, progress, notify).run(roots, retry_failed)
 
     # searching
 
@@ -363,12 +339,11 @@ class Index:
         return TextEncoder.from_file(path), metadata["space_id"]
 
     def _settings_for_writing(self) -> Settings:
+        """What the index is made with. An existing index says so itself, and no model is loaded for it."""
+        if self._store.exists:
+            return self._store.settings()
         from elastivid.models.base import DualEncoder
 
-        if self._store.exists:
-            settings = self._store.settings()
-            _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
-            return settings
         model = self._encoder.name if self._wanted.encoder is not None else self._model_name
         usual, full = Sampling(), DEFAULT_POINT
         if is_hub(model):
@@ -383,7 +358,20 @@ class Index:
             point=point,
             gmacs_per_window=self._encoder.cost(frames=sampling.frames, size=sampling.size, point=point).gmacs,
             licence=self._encoder.licence if isinstance(self._encoder, DualEncoder) else UNKNOWN_LICENCE,
+            full_hash=bool(self._wanted.full_hash),
         )
+
+    def _encoder_for_writing(self, settings: Settings) -> Encoder:
+        """The model, which must be the one that the index was made with."""
+        _require_space(settings, self._encoder.space_id, self._encoder.name, self.path)
+        return self._encoder
+
+    @property
+    def _asks_for_a_model(self) -> bool:
+        """Whether the caller named a model or gave one: it is compared even when there is nothing to do."""
+        made_by = self._store.settings().model if self._store.exists else None
+        wanted = self._wanted
+        return wanted.encoder is not None or wanted.model not in (None, made_by) or wanted.licence != ANY
 
 
 @dataclass(frozen=True)
@@ -396,6 +384,29 @@ class _Wanted:
     point: OperatingPoint | None
     allow_download: bool = False
     licence: str = ANY
+    full_hash: bool | None = None
+
+    def require_fit(self, made_with: Settings, path: Path) -> None:
+        """Raise LibraryError when something differs from what an index was made with. The model is compared later."""
+        if self.sampling is not None and self.sampling != made_with.sampling:
+            raise LibraryError(
+                f"{printable(path)} was made with {made_with.sampling}, asked for {self.sampling}; "
+                "scores of different windows do not compare: leave sampling out or use another path"
+            )
+        if self.point is not None and _numbers(self.point) != _numbers(made_with.point):
+            raise LibraryError(
+                f"{printable(path)} was made with {made_with.point}, asked for {self.point}; scores of windows that "
+                "were given different amounts of work do not compare well: leave point out or use another path"
+            )
+        if self.full_hash and not made_with.full_hash:
+            raise LibraryError(
+                f"{printable(path)} tells files apart by samples of their bytes; to use all of them, index into "
+                "another path with full_hash (--full-hash)"
+            )
+
+
+def _numbers(point: OperatingPoint) -> tuple[Any, ...]:
+    return point.tokens, point.width, point.memory_tokens
 
 
 def parse_example(like: str) -> tuple[str, float | None]:
@@ -420,11 +431,6 @@ def parse_example(like: str) -> tuple[str, float | None]:
     except ValueError:
         raise QueryError(f"cannot read the time {text!r} of {like!r}; write clip.mp4@12.5s or clip.mp4@1:02") from None
     return path, seconds
-
-
-def _set_missing(writer: Writer, records: list[FileRecord], missing: bool) -> None:
-    nothing = np.zeros(0, dtype=WINDOW), np.zeros((0, writer.dim), dtype=np.float32)
-    writer.commit([IndexedFile(replace(record, missing=missing), *nothing) for record in records])
 
 
 def _require_space(made_by: Settings, space_id: str, name: str, path: Path) -> None:

@@ -28,9 +28,9 @@ import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search.printing import printable
-from elastivid.search.records import FileRecord
+from elastivid.search.records import FileRecord, Place
 from elastivid.search.snapshot import WINDOW
-from elastivid.search.store import IndexedFile
+from elastivid.search.writer import IndexedFile
 from elastivid.video.errors import TruncatedVideoError, VideoError
 from elastivid.video.reader import VideoReader
 from elastivid.video.samplers import windows as plan_windows
@@ -47,12 +47,27 @@ COMMIT_EVERY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """A file to be read, as the folder listing found it."""
+    """A file to be read, as the folder listing found it.
+
+    Args:
+        id: number within this run.
+        path: absolute path.
+        size_bytes: its size.
+        modified_ns: its modification time in nanoseconds.
+        content: identity of its bytes; "" while it is not known (see `intake`).
+        replaces: id of the record that reading it again supersedes.
+    """
 
     id: int
     path: str
     size_bytes: int
     modified_ns: int
+    content: str = ""
+    replaces: int | None = None
+
+
+Take = Callable[[Job], Job | None]  # what a file is, just before it is read; None: it need not be read
+SKIPPED = "skipped"  # how such a file ends
 
 
 @dataclass(frozen=True)
@@ -147,11 +162,15 @@ class Decoders:
     Args:
         jobs: files to read, in order.
         sampling: which frames are read.
+        take: asked about each file before it is read; None reads all of them.
         threads: how many files are decoded at the same time.
     """
 
-    def __init__(self, jobs: list[Job], sampling: Sampling, threads: int = DECODER_THREADS) -> None:
+    def __init__(
+        self, jobs: list[Job], sampling: Sampling, take: Take | None = None, threads: int = DECODER_THREADS
+    ) -> None:
         self._jobs = deque(jobs)
+        self._take = take
         self._sampling = sampling
         self._queue: queue.Queue[_WindowItem | _EndItem] = queue.Queue(QUEUE_WINDOWS)
         self._stop = threading.Event()
@@ -189,7 +208,8 @@ class Decoders:
                     job = self._jobs.popleft()
                 except IndexError:
                     return
-                self._put(self._decode(job))
+                taken = self._take(job) if self._take else job
+                self._put(self._decode(taken) if taken else _EndItem(job, 0.0, 0, SKIPPED))
         except _Stopped:
             return
 
@@ -356,20 +376,25 @@ class Pipeline:
         self._batch: list[_WindowItem] = []
         self._finished: list[IndexedFile] = []
         self._started = self._committed = time.perf_counter()
-        self._bytes_done, self._bytes_total, self._files_total = 0, 0, 0
+        self._bytes_done, self._bytes_total, self._files_total, self._skipped = 0, 0, 0, 0
         self.spent = Spent()
         self.records: list[FileRecord] = []
         self.windows_done = 0
         self.video_seconds = 0.0
 
-    def run(self, jobs: list[Job]) -> None:
-        """Index `jobs`. When interrupted, files that were finished are stored before the interruption goes on."""
-        self._bytes_total, self._files_total = sum(job.size_bytes for job in jobs), len(jobs)
-        self._started = self._committed = time.perf_counter()
+    def run(self, jobs: list[Job], take: Take | None = None) -> None:
+        """Index `jobs`. When interrupted, files that were finished are stored before the interruption goes on.
+
+        Args:
+            jobs: files to read, each with another id.
+            take: asked about each file before it is read; None reads all of them.
+        """
+        self._bytes_total += sum(job.size_bytes for job in jobs)
+        self._files_total += len(jobs)
         if not jobs:
             return
         try:
-            with Decoders(jobs, self._sampling) as decoders, Encoders(self._encoder, self._point) as encoders:
+            with Decoders(jobs, self._sampling, take) as decoders, Encoders(self._encoder, self._point) as encoders:
                 ended = 0
                 while ended < len(jobs):
                     item = decoders.get()
@@ -415,6 +440,9 @@ class Pipeline:
                 continue
             del self._open[opened.job.id]
             self._bytes_done += opened.job.size_bytes
+            if opened.end.status == SKIPPED:
+                self._skipped += 1
+                continue
             finished = _finish(opened, opened.end, self._encoder.dim)
             self._finished.append(finished)
             self.records.append(finished.record)
@@ -433,7 +461,7 @@ class Pipeline:
         partly = sum(opened.fraction * opened.job.size_bytes for opened in self._open.values())
         self._progress(
             Progress(
-                files_done=len(self.records),
+                files_done=len(self.records) + self._skipped,
                 files_total=self._files_total,
                 bytes_done=self._bytes_done + partly,
                 bytes_total=self._bytes_total,
@@ -460,14 +488,13 @@ def embed_windows(encoder: Encoder, frames: np.ndarray, point: OperatingPoint) -
 def _finish(opened: _OpenFile, end: _EndItem, dim: int) -> IndexedFile:
     job = opened.job
     windows = np.zeros(len(opened.times), dtype=WINDOW)
-    windows["file_id"] = job.id
     if opened.times:
         windows["start_seconds"], windows["end_seconds"] = np.array(opened.times).T
     record = FileRecord(
-        id=job.id,
-        path=job.path,
+        id=-1,  # given when it is stored, as are those of its windows
+        content=job.content,
         size_bytes=job.size_bytes,
-        modified_ns=job.modified_ns,
+        places=(Place(job.path, job.modified_ns),),
         status=end.status,
         reason=printable(end.reason.removeprefix(f"{job.path}: ")),
         duration_seconds=end.duration_seconds,
@@ -476,4 +503,4 @@ def _finish(opened: _OpenFile, end: _EndItem, dim: int) -> IndexedFile:
         windows=len(windows),
     )
     vectors = np.stack(opened.vectors) if opened.vectors else np.zeros((0, dim), dtype=np.float32)
-    return IndexedFile(record, windows, vectors)
+    return IndexedFile(record, windows, vectors, job.replaces)

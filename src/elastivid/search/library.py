@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from elastivid.search.catalog import Catalog
+from elastivid.search.identity import content_of
 from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError
 
@@ -19,11 +21,21 @@ VIDEO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A file on disk."""
+    """A file on disk.
+
+    Args:
+        path: absolute path.
+        size_bytes: its size.
+        modified_ns: its modification time in nanoseconds.
+        content: identity of its bytes, where it had to be found out; "" where it is found out when the file is read.
+        replaces: id of the record that reading it again would supersede.
+    """
 
     path: str
     size_bytes: int
     modified_ns: int
+    content: str = ""
+    replaces: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,15 @@ class Changes:
 
     Args:
         read: files that are new or changed, or that deserve another try.
-        unchanged: records that stay as they are.
-        returned: records that were missing and are back, unchanged.
-        missing: records whose file is gone although its folder is there.
+        unchanged: records that stay as they are, as `(path, record)`.
+        recognised: files whose content is in the index: moved, renamed, copied, touched, or back again.
+        gone: paths that no longer show anything although their folder is there.
     """
 
     read: list[FoundFile]
-    unchanged: list[FileRecord]
-    returned: list[FileRecord]
-    missing: list[FileRecord]
+    unchanged: list[tuple[str, FileRecord]]
+    recognised: list[FoundFile]
+    gone: list[str]
 
 
 def find_videos(sources: Iterable[str | Path]) -> tuple[list[FoundFile], list[OSError]]:
@@ -72,31 +84,83 @@ def find_videos(sources: Iterable[str | Path]) -> tuple[list[FoundFile], list[OS
 
 
 def compare(
-    found: list[FoundFile], known: dict[str, FileRecord], sources: Iterable[str | Path], retry_failed: bool
+    found: list[FoundFile],
+    catalog: Catalog,
+    sources: Iterable[str | Path],
+    *,
+    retry_failed: bool = False,
+    full_hash: bool = False,
 ) -> Changes:
-    """What differs between the disk and an index. A file is unchanged when path, size and modification time are."""
-    read: list[FoundFile] = []
-    unchanged: list[FileRecord] = []
-    returned: list[FileRecord] = []
+    """What differs between the disk and an index.
+
+    A file is unchanged when path, size and modification time are. Other files are looked into only when their size is
+    that of a known content: nothing is read of a new folder, and little of a moved one.
+    """
+    changes = Changes([], [], [], [])
     for file in found:
-        record = known.get(file.path)
-        same = record and (record.size_bytes, record.modified_ns) == (file.size_bytes, file.modified_ns)
-        if record is None or not same or record.status == "crashed" or (retry_failed and record.status != "indexed"):
-            read.append(file)
+        record = catalog.at(file.path)
+        place = record.place(file.path) if record else None
+        same = record and place and (record.size_bytes, place.modified_ns) == (file.size_bytes, file.modified_ns)
+        if record and place and same:
+            again = record.status != "indexed" and (retry_failed or not record.content)
+            if again:
+                changes.read.append(replace(file, content=record.content, replaces=record.id))
+            elif place.missing:
+                changes.recognised.append(replace(file, content=record.content))
+            else:
+                changes.unchanged.append((file.path, record))
+            continue
+        content = _content_when_known(file, catalog, full_hash)
+        known = catalog.with_content(content)
+        if known is None:
+            changes.read.append(replace(file, content=content))
+        elif known.status != "indexed" and (retry_failed or known is record):  # it was written to since: try again
+            changes.read.append(replace(file, content=content, replaces=known.id))
         else:
-            (returned if record.missing else unchanged).append(record)
+            changes.recognised.append(replace(file, content=content))
+    changes.gone.extend(_gone(found, catalog, sources))
+    changes.gone.extend(_left(changes.recognised, catalog))
+    return changes
+
+
+def roots_of(sources: Iterable[str | Path]) -> list[str]:
+    """Absolute paths of sources."""
+    return [os.path.abspath(os.path.expanduser(source)) for source in sources]
+
+
+def lies_in(path: str, root: str) -> bool:
+    """Whether a path is a root or lies in it."""
+    return path == root or path.startswith(os.path.join(root, ""))
+
+
+def _content_when_known(file: FoundFile, catalog: Catalog, full_hash: bool) -> str:
+    """Identity of a file that may be known; "" for one of a new size, and for one that cannot be opened."""
+    if not catalog.has_size(file.size_bytes):
+        return ""
+    try:
+        return content_of(file.path, full_hash=full_hash)
+    except OSError:
+        return ""  # reading it says why
+
+
+def _left(recognised: list[FoundFile], catalog: Catalog) -> Iterator[str]:
+    """Paths that recognised files moved away from, wherever those are: the content itself is elsewhere now."""
+    for file in recognised:
+        record = catalog.with_content(file.content)
+        for path in record.paths if record else ():
+            if path != file.path and not os.path.lexists(path):
+                yield path
+
+
+def _gone(found: list[FoundFile], catalog: Catalog, sources: Iterable[str | Path]) -> Iterator[str]:
+    """Paths in the sources that show nothing any more. Those of a folder that is not there may be unmounted: kept."""
     present = {file.path for file in found}
-    roots = [os.path.join(os.path.abspath(os.path.expanduser(source)), "") for source in sources]
-    missing = [
-        record
-        for path, record in known.items()
-        if path not in present
-        and not record.missing
-        and any(path.startswith(root) for root in roots)
-        and os.path.isdir(os.path.dirname(path))
-        and not os.path.lexists(path)
-    ]
-    return Changes(read, unchanged, returned, missing)
+    roots = roots_of(sources)
+    for path in catalog.shown_paths():
+        if path in present or not any(lies_in(path, root) for root in roots):
+            continue
+        if os.path.isdir(os.path.dirname(path)) and not os.path.lexists(path):
+            yield path
 
 
 def _walk(folder: str, on_error: Callable[[OSError], None]) -> Iterator[str]:

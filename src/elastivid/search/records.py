@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -21,18 +21,32 @@ class QueryError(ElastividError, ValueError):
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """One row of the `files` table.
+class Place:
+    """A path that shows a content.
 
     Args:
-        id: number of this version of the file; a changed file gets a new one.
         path: absolute path.
-        size_bytes: size when it was read.
-        modified_ns: modification time in nanoseconds when it was read.
-        status: "indexed"; "partial" (what could be read is indexed); "failed" (nothing could be read, not tried
-            again until the file changes); "crashed" (an error nobody expected, tried again on the next run).
+        modified_ns: modification time in nanoseconds when it was last looked at.
+        missing: the content was no longer there when its folder was last indexed.
+    """
+
+    path: str
+    modified_ns: int
+    missing: bool = False
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known about one content: a file and its copies. One row of a `files` table.
+
+    Args:
+        id: number of this reading of the content; reading it again gives a new one. -1 before it is stored.
+        content: identity of the bytes (see `identity`); "" when the file could not even be opened.
+        size_bytes: size of the file.
+        places: the paths that show it or showed it. At least one.
+        status: "indexed"; "partial" (what could be read is indexed); "failed" (nothing could be read); "crashed" (an
+            error nobody expected). Bad files are not tried again until they change or somebody asks.
         reason: why the status is not "indexed"; empty otherwise.
-        missing: the file was gone the last time its folder was indexed. Kept, and left out of results.
         duration_seconds: duration as indexed.
         width: pixels of the stored picture, 0 where unknown.
         height: pixels of the stored picture, 0 where unknown.
@@ -40,31 +54,64 @@ class FileRecord:
     """
 
     id: int
-    path: str
+    content: str
     size_bytes: int
-    modified_ns: int
+    places: tuple[Place, ...]
     status: str
     reason: str = ""
-    missing: bool = False
     duration_seconds: float = 0.0
     width: int = 0
     height: int = 0
     windows: int = 0
 
     @property
+    def path(self) -> str:
+        """Where the content is: the first path that is not missing, the first of all when they all are."""
+        return next((place.path for place in self.places if not place.missing), self.places[0].path)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All paths of the content that are not missing: more than one where a file was copied."""
+        return tuple(place.path for place in self.places if not place.missing)
+
+    @property
+    def missing(self) -> bool:
+        """Whether the content is gone from everywhere it was. Such a record is kept, and left out of results."""
+        return all(place.missing for place in self.places)
+
+    @property
     def is_searchable(self) -> bool:
         """Whether its windows take part in searches."""
         return self.windows > 0 and not self.missing
 
+    def place(self, path: str) -> Place | None:
+        """What is known about one of its paths."""
+        return next((place for place in self.places if place.path == path), None)
+
+    def only_at(self, path: str) -> FileRecord:
+        """The record as if `path` were its only place: what a report says about one file of several copies."""
+        return replace(self, places=tuple(place for place in self.places if place.path == path))
+
+    def shown_at(self, *places: Place) -> FileRecord:
+        """The record with places added, each in the stead of the one of the same path."""
+        changed = {place.path: place for place in self.places} | {place.path: place for place in places}
+        return replace(self, places=tuple(changed.values()))
+
     def to_row(self) -> dict[str, Any]:
-        """The record with a path that every table and JSON file can hold."""
-        return {**asdict(self), "path": path_to_text(self.path)}
+        """The record with paths that every table and JSON file can hold."""
+        places = [
+            {"path": path_to_text(place.path), "modified_ns": place.modified_ns, "missing": place.missing}
+            for place in self.places
+        ]
+        return {**{name: getattr(self, name) for name in FIELD_NAMES}, "places": places}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> FileRecord:
         """Inverse of `to_row`."""
-        values = {name: row[name] for name in FIELD_NAMES}
-        return cls(**{**values, "path": text_to_path(values["path"])})
+        places = tuple(
+            Place(text_to_path(place["path"]), place["modified_ns"], place["missing"]) for place in row["places"]
+        )
+        return cls(**{**{name: row[name] for name in FIELD_NAMES}, "places": places})
 
 
 FIELD_NAMES = tuple(field.name for field in fields(FileRecord))

@@ -1,11 +1,14 @@
 """Memory-mapped copy of an index that text search reads with numpy alone.
 
-Layout of `<index>/snapshot/` (`<g>` is a generation number; a rebuild writes the next generation beside the old one):
+Layout of `<index>/spaces/<space_id>/` (`<g>` is a generation number; a rebuild writes the next one
+beside the old one):
 
     vectors-<g>.bin   float32 (rows, dim), L2-normalised, only ever appended to
     windows-<g>.bin   WINDOW records, one per row
-    files-<g>.jsonl   one line per file record; a later line for the same path replaces the earlier one
+    files-<g>.jsonl   one line per file record; a later line of the same id replaces the earlier one, a line that
+                      holds only an id takes that record out
     manifest.json     how many rows and bytes of those files count, and the table versions they were taken at
+    settings.json     what the space was made with (see `store`)
     dirty             exists while tables and snapshot are being changed; left behind by a writer that died
 
 The manifest is replaced atomically after the data is on disk, so a reader sees one consistent state or the one
@@ -16,15 +19,18 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from elastivid.search.records import FileRecord, LibraryError
 
-FORMAT = 1
+FORMAT = 2
+SORT_ROWS = 8192
 WINDOW = np.dtype([("file_id", "<i8"), ("start_seconds", "<f8"), ("end_seconds", "<f8")])
 
 
@@ -77,20 +83,20 @@ class Snapshot:
         space_id: space of the vectors.
         vectors: float32 (N, D), memory-mapped.
         windows: WINDOW records (N,), rows of one file adjacent and in order of time.
-        files: records by path.
+        records: records by id.
         searchable: bool (N,), whether the row belongs to a file that takes part in searches.
     """
 
     space_id: str
     vectors: np.ndarray
     windows: np.ndarray
-    files: dict[str, FileRecord]
+    records: dict[int, FileRecord]
     searchable: np.ndarray
 
     @cached_property
     def paths(self) -> dict[int, str]:
-        """Path of each file id."""
-        return {record.id: path for path, record in self.files.items()}
+        """Path of each file id; of a file with copies, the first that is there."""
+        return {record.id: record.path for record in self.records.values()}
 
     @classmethod
     def load(cls, folder: Path) -> Snapshot | None:
@@ -119,20 +125,22 @@ class Snapshot:
         rows, dim = manifest.rows, manifest.dim
         if vectors_path.stat().st_size < rows * dim * 4 or windows_path.stat().st_size < rows * WINDOW.itemsize:
             return None
-        lines = files_path.read_bytes()
-        if len(lines) < manifest.files_bytes:
+        lines = read_lines(files_path, 0, manifest.files_bytes)
+        if lines is None:
             return None
-        files: dict[str, FileRecord] = {}
-        for line in lines[: manifest.files_bytes].splitlines():
-            record = FileRecord.from_row(json.loads(line))
-            files[record.path] = record
+        records: dict[int, FileRecord] = {}
+        for record_id, record in records_in(lines):
+            if record is None:
+                records.pop(record_id, None)
+            else:
+                records[record_id] = record
         windows = np.fromfile(windows_path, dtype=WINDOW, count=rows)
         vectors = np.zeros((0, dim), dtype=np.float32)  # an empty file cannot be mapped
         if rows:
             vectors = np.asarray(np.memmap(vectors_path, dtype="<f4", mode="r", shape=(rows, dim)))
-        alive = np.array([record.id for record in files.values() if record.is_searchable], dtype=np.int64)
+        alive = np.array([record.id for record in records.values() if record.is_searchable], dtype=np.int64)
         searchable = np.isin(windows["file_id"], alive)
-        return cls(manifest.space_id, vectors, windows, files, searchable)
+        return cls(manifest.space_id, vectors, windows, records, searchable)
 
 
 def data_paths(folder: Path, generation: int) -> tuple[Path, Path, Path]:
@@ -142,6 +150,21 @@ def data_paths(folder: Path, generation: int) -> tuple[Path, Path, Path]:
         folder / f"windows-{generation}.bin",
         folder / f"files-{generation}.jsonl",
     )
+
+
+def read_lines(path: Path, start: int, end: int) -> bytes | None:
+    """Bytes `start` to `end` of the lines of file records; None when the file is shorter."""
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read(end - start)
+    return lines if len(lines) == end - start else None
+
+
+def records_in(lines: bytes) -> Iterator[tuple[int, FileRecord | None]]:
+    """Id and record of each line; no record where the line takes one out."""
+    for line in lines.splitlines():
+        row = json.loads(line)
+        yield row["id"], FileRecord.from_row(row) if len(row) > 1 else None
 
 
 class SnapshotWriter:
@@ -156,7 +179,7 @@ class SnapshotWriter:
         self.folder = folder
         self.manifest = manifest
         sizes = (manifest.rows * manifest.dim * 4, manifest.rows * WINDOW.itemsize, manifest.files_bytes)
-        self._open = []
+        self._open: list[IO[bytes]] = []
         for path, size in zip(data_paths(folder, manifest.generation), sizes, strict=True):
             file = path.open("r+b" if path.exists() else "w+b")
             file.truncate(size)
@@ -171,49 +194,79 @@ class SnapshotWriter:
             path.unlink(missing_ok=True)
         return cls(folder, Manifest(FORMAT, generation, space_id, dim, 0, 0, {}))
 
-    def append(self, files: list[FileRecord], windows: np.ndarray, vectors: np.ndarray, tables: dict[str, int]) -> None:
-        """Add records and rows, then replace the manifest.
-
-        Args:
-            files: new or changed records.
-            windows: WINDOW records (n,).
-            vectors: float32 (n, D).
-            tables: versions of the tables that now hold the same.
+    def add_rows(self, windows: np.ndarray, vectors: np.ndarray) -> None:
+        """Add rows that nobody sees before the next `append`: WINDOW records (n,), float32 vectors (n, D).
 
         Raises:
             LibraryError: the vectors do not have the dimension of the snapshot.
         """
-        if vectors.shape != (len(windows), self.manifest.dim):
+        old = self.manifest
+        if vectors.shape != (len(windows), old.dim):
             raise LibraryError(
-                f"{len(windows)} windows need vectors of shape ({len(windows)}, {self.manifest.dim}), "
-                f"got {vectors.shape}"
+                f"{len(windows)} windows need vectors of shape ({len(windows)}, {old.dim}), got {vectors.shape}"
             )
-        lines = b"".join(json.dumps(record.to_row()).encode() + b"\n" for record in files)
-        blobs = (
-            np.ascontiguousarray(vectors, dtype="<f4").tobytes(),
-            np.ascontiguousarray(windows, dtype=WINDOW).tobytes(),
-            lines,
-        )
-        for file, blob in zip(self._open, blobs, strict=True):
-            file.write(blob)
+        self._open[0].write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+        self._open[1].write(np.ascontiguousarray(windows, dtype=WINDOW).tobytes())
+        self.manifest = replace(old, rows=old.rows + len(windows))
+
+    def sort_rows(self) -> None:
+        """Make the rows of a file adjacent and in order of time. Tables give them so; it is not what they promise."""
+        paths = data_paths(self.folder, self.manifest.generation)
+        for file in self._open:
+            file.flush()
+        windows = np.fromfile(paths[1], dtype=WINDOW, count=self.manifest.rows)
+        order = np.lexsort((windows["start_seconds"], windows["file_id"]))
+        if len(windows) == 0 or np.array_equal(order, np.arange(len(windows))):
+            return
+        vectors = np.memmap(paths[0], dtype="<f4", mode="r", shape=(len(windows), self.manifest.dim))
+        sorted_path = paths[0].with_suffix(".sorted")
+        with sorted_path.open("wb") as file:
+            for first in range(0, len(order), SORT_ROWS):
+                file.write(vectors[order[first : first + SORT_ROWS]].tobytes())
+        self._open[0].close()
+        sorted_path.replace(paths[0])
+        self._open[0] = paths[0].open("r+b")
+        self._open[0].seek(0, os.SEEK_END)
+        self._open[1].seek(0)
+        self._open[1].write(windows[order].tobytes())
+
+    def append(
+        self,
+        records: list[FileRecord],
+        windows: np.ndarray,
+        vectors: np.ndarray,
+        tables: dict[str, int],
+        removed: Sequence[int] = (),
+    ) -> None:
+        """Add records and rows, then replace the manifest.
+
+        Args:
+            records: new or changed records.
+            windows: WINDOW records (n,).
+            vectors: float32 (n, D).
+            tables: versions of the tables that now hold the same.
+            removed: ids of records that are gone.
+
+        Raises:
+            LibraryError: the vectors do not have the dimension of the snapshot.
+        """
+        self.add_rows(windows, vectors)
+        rows = [*({"id": number} for number in removed), *(record.to_row() for record in records)]
+        lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        self._open[2].write(lines)
+        for file in self._open:
             file.flush()
             os.fsync(file.fileno())
-        old = self.manifest
-        self.manifest = Manifest(
-            FORMAT,
-            old.generation,
-            old.space_id,
-            old.dim,
-            old.rows + len(windows),
-            old.files_bytes + len(lines),
-            dict(tables),
-        )
+        self.manifest = replace(self.manifest, files_bytes=self.manifest.files_bytes + len(lines), tables=dict(tables))
         self.manifest.write(self.folder)
 
     def close(self) -> None:
-        """Close the files and remove those of other generations."""
+        """Close the files."""
         for file in self._open:
             file.close()
+
+    def remove_others(self) -> None:
+        """Delete the files of other generations."""
         keep = {path.name for path in data_paths(self.folder, self.manifest.generation)}
         for path in self.folder.iterdir():
             if path.suffix in (".bin", ".jsonl") and path.name not in keep:

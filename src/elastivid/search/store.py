@@ -1,35 +1,41 @@
-"""An index on disk: settings, LanceDB tables, and the snapshot that searches read.
+"""An index on disk: what it was made with, its spaces of vectors, and who may write.
 
 Layout of `library.ev/`:
 
-    index.json   what the index was made with: model, space, sampling, operating point
-    tables/      LanceDB: the record of truth
-    snapshot/    the same rows for numpy (see `snapshot`); rebuilt from the tables when it is stale or incomplete
-    runs.jsonl   one line per run of indexing that read something: how much, how fast
-    lock         held by the one process that writes
+    index.json            settings of the space that is searched: model, sampling, operating point
+    tables/               LanceDB, the record of truth: files__<space_id> and vectors__<space_id>
+    spaces/<space_id>/    the same rows for numpy (see `snapshot`), and the settings of that space
+    runs.jsonl            one line per run of indexing: what it was asked for, what it did
+    lock                  held by a process while it writes, a moment per commit
+    claims                bytes of it are locked while a process reads a file (see `claims`)
+
+There is one space, and a second one while the index moves to another model (see `reindex`). Replacing index.json
+switches between them. Reading needs no lock and changes nothing on disk, except that a snapshot that cannot be read is
+made anew.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search.printing import printable
-from elastivid.search.records import FileRecord, LibraryError
-from elastivid.search.snapshot import WINDOW, Manifest, Snapshot, SnapshotWriter
-from elastivid.search.tables import Tables
+from elastivid.search.records import LibraryError
+from elastivid.search.snapshot import Snapshot
+from elastivid.search.tables import drop_tables, folder_name
+from elastivid.search.writer import Writer
 
-FORMAT = 1
-COMPACT_AFTER_COMMITS = 32
-REBUILD_AT_DEAD_FRACTION = 0.25
+FORMAT = 2
+SAY_AFTER_SECONDS = 2.0
+LOCK_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Settings:
         point: what the model spends on a window.
         gmacs_per_window: billions of multiply-accumulates of one window at that point.
         licence: what the weights state; "unknown" in an index from before that was noted.
+        full_hash: files are told apart by all of their bytes instead of samples of them.
     """
 
     model: str
@@ -53,6 +60,7 @@ class Settings:
     point: OperatingPoint
     gmacs_per_window: float
     licence: str = "unknown"
+    full_hash: bool = False
 
     def to_json(self) -> str:
         """The settings as JSON text. Selectors are the model's own: a custom one is not recorded."""
@@ -82,23 +90,14 @@ class Settings:
             ) from error
 
 
-@dataclass(frozen=True)
-class IndexedFile:
-    """A file ready to be stored: its record, WINDOW records (n,) and float32 vectors (n, D)."""
-
-    record: FileRecord
-    windows: np.ndarray
-    vectors: np.ndarray
-
-
 class Store:
-    """Reads and writes the index in `folder`. Nothing is created before `writing` is entered."""
+    """The index in `folder`. Nothing is created before `writer` is called."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.snapshot_folder = folder / "snapshot"
+        self.tables_folder = folder / "tables"
         self._loaded: Snapshot | None = None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[Any, ...] | None = None
 
     @property
     def exists(self) -> bool:
@@ -106,7 +105,7 @@ class Store:
         return (self.folder / "index.json").exists()
 
     def settings(self) -> Settings:
-        """What the index was made with.
+        """What the searched space was made with.
 
         Raises:
             LibraryError: there is no index in the folder, or it has another format.
@@ -119,15 +118,35 @@ class Store:
         return Settings.from_json((self.folder / "index.json").read_text())
 
     @property
+    def needs_repair(self) -> bool:
+        """Whether a writer died in the middle of a commit, or the snapshot is not there. The next writer repairs it."""
+        folder = self.space_folder(self.settings().space_id)
+        return (folder / "dirty").exists() or not (folder / "manifest.json").exists()
+
+    def space_folder(self, space_id: str) -> Path:
+        """Where the snapshot and the settings of a space are."""
+        return self.folder / "spaces" / folder_name(space_id)
+
+    def spaces(self) -> list[Settings]:
+        """Settings of all spaces, the searched one first."""
+        current = self.settings()
+        found = [Settings.from_json(p.read_text()) for p in sorted(self.folder.glob("spaces/*/settings.json"))]
+        return [current, *(settings for settings in found if settings.space_id != current.space_id)]
+
+    @property
     def may_begin(self) -> bool:
         """Whether an index may be made in the folder: nothing is there, or what a first writer that died left."""
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        return names <= {"lock", "index.json.new"}
+        return names <= {"lock", "claims", "index.json.new"}
 
     def log_run(self, values: dict[str, Any]) -> None:
         """Note what a run of indexing did."""
-        with (self.folder / "runs.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+        with (self.folder / "runs.jsonl").open("a+b") as file:
+            if file.tell() > 0:
+                file.seek(-1, 2)
+                if file.read(1) != b"\n":  # a writer died within its line
+                    file.write(b"\n")
+            file.write(json.dumps(values).encode() + b"\n")
 
     def runs(self) -> list[dict[str, Any]]:
         """What runs of indexing did, oldest first. A line that a writer died in is no run."""
@@ -139,153 +158,76 @@ class Store:
         return runs
 
     def snapshot(self) -> Snapshot:
-        """The newest consistent state. Left-overs of a writer that died are repaired from the tables first.
+        """The newest state that was committed. It is made anew from the tables only where it cannot be read.
 
         Raises:
             LibraryError: there is no index in the folder.
         """
-        settings = self.settings()
-        if self._dirty.exists() or self._read_stamp() is None:
-            with self._lock() as free:
-                if free:
-                    self._recover(settings)
         stamp = self._read_stamp()
-        if self._loaded is None or stamp != self._stamp:
-            loaded = Snapshot.load(self.snapshot_folder)
+        if self._loaded is None or stamp is None or stamp != self._stamp:
+            settings = self.settings()
+            folder = self.space_folder(settings.space_id)
+            loaded = Snapshot.load(folder)
             if loaded is None:
-                with self._lock() as free:
-                    if not free:
-                        raise LibraryError(f"{printable(self.folder)} is being written for the first time; try again")
-                    self._recover(settings, rebuild=True)
+                Writer(self, settings)
                 stamp = self._read_stamp()
-                loaded = Snapshot.require(self.snapshot_folder)
+                loaded = Snapshot.require(folder)
             self._loaded, self._stamp = loaded, stamp  # the stamp of before: what came meanwhile is loaded next time
         return self._loaded
 
-    @contextmanager
-    def writing(self, settings: Settings) -> Iterator[Writer]:
-        """The writer of this index, one at a time.
-
-        Raises:
-            LibraryError: another process is writing.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock() as free:
-            if not free:
-                raise LibraryError(f"{printable(self.folder)} is being written by another process; wait until it ends")
-            if not self.exists:
-                temporary = self.folder / "index.json.new"
-                temporary.write_text(settings.to_json())
-                temporary.replace(self.folder / "index.json")
-            tables = self._recover(settings, rebuild=not (self.snapshot_folder / "manifest.json").exists())
-            manifest = Manifest.require(self.snapshot_folder)
-            writer = Writer(self, tables, SnapshotWriter(self.snapshot_folder, manifest))
-            try:
-                yield writer
-            finally:
-                writer.close()
-
-    @property
-    def _dirty(self) -> Path:
-        return self.snapshot_folder / "dirty"
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Marks the index as mid-change; the mark stays behind when the block does not end normally."""
-        self._dirty.touch()
-        yield
-        self._dirty.unlink(missing_ok=True)
-
-    def _read_stamp(self) -> tuple[int, int] | None:
+    def _read_stamp(self) -> tuple[Any, ...] | None:
+        """Changes whenever the searched state does; None where there is none."""
         try:
-            status = (self.snapshot_folder / "manifest.json").stat()
+            chosen = (self.folder / "index.json").stat()
+            manifest = (self.space_folder(self.settings().space_id) / "manifest.json").stat()
         except FileNotFoundError:
             return None
-        return status.st_mtime_ns, status.st_ino
+        return chosen.st_mtime_ns, chosen.st_ino, manifest.st_mtime_ns, manifest.st_ino
+
+    def writer(self, settings: Settings, notify: Callable[[str], None] | None = None) -> Writer:
+        """A writer of one space. The first one makes the index.
+
+        Args:
+            settings: what the space is made with.
+            notify: is told when another process has to be waited for.
+
+        Raises:
+            LibraryError: the index turned out to be made with other settings, or cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.lock(notify):
+            if not self.exists:
+                self.switch(settings)
+            elif self.settings().space_id == settings.space_id and self.settings() != settings:
+                raise LibraryError(
+                    f"{printable(self.folder)} was made with {self.settings()} meanwhile, asked for {settings}; "
+                    "leave the settings out or use another path"
+                )
+        return Writer(self, settings, notify)
+
+    def switch(self, settings: Settings) -> None:
+        """Make a space the one that is searched. Called under the lock."""
+        temporary = self.folder / "index.json.new"
+        temporary.write_text(settings.to_json())
+        temporary.replace(self.folder / "index.json")
+
+    def drop(self, space_id: str) -> None:
+        """Delete a space that is not the searched one. Called under the lock."""
+        shutil.rmtree(self.space_folder(space_id), ignore_errors=True)
+        drop_tables(self.tables_folder, space_id)
 
     @contextmanager
-    def _lock(self) -> Iterator[bool]:
-        """Yields whether this process got the writer's lock."""
+    def lock(self, notify: Callable[[str], None] | None = None) -> Iterator[None]:
+        """The right to write. Waits for other processes, which hold it for a moment per commit."""
         with (self.folder / "lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True  # closing the file releases the lock
-
-    def _recover(self, settings: Settings, rebuild: bool = False) -> Tables:
-        """Make tables and snapshot agree. Called under the lock."""
-        tables = Tables(self.folder / "tables", settings.space_id, settings.dim)
-        manifest = Manifest.read(self.snapshot_folder)
-        if rebuild or self._dirty.exists() or manifest is None or manifest.tables != tables.versions():
-            tables.remove_orphans()
-        stale = manifest is None or manifest.tables != tables.versions()
-        if rebuild or stale or Snapshot.load(self.snapshot_folder) is None:
-            self.rebuild(tables, settings)
-        self._dirty.unlink(missing_ok=True)
-        return tables
-
-    def rebuild(self, tables: Tables, settings: Settings) -> None:
-        """Write a new generation of the snapshot from the tables. Called under the lock."""
-        manifest = Manifest.read(self.snapshot_folder)
-        generation = manifest.generation + 1 if manifest else 0
-        snapshot = SnapshotWriter.create(self.snapshot_folder, settings.space_id, settings.dim, generation)
-        windows, vectors = tables.rows()
-        snapshot.append(tables.records(), windows, vectors, tables.versions())
-        snapshot.close()
-
-
-class Writer:
-    """Commits files to tables and snapshot. Made by `Store.writing`."""
-
-    def __init__(self, store: Store, tables: Tables, snapshot: SnapshotWriter) -> None:
-        self.dim = snapshot.manifest.dim
-        self._store = store
-        self._tables = tables
-        self._snapshot = snapshot
-        self._commits = 0
-        self.files: dict[str, FileRecord] = dict(Snapshot.require(store.snapshot_folder).files)
-        self._next_id = 1 + max((record.id for record in self.files.values()), default=-1)
-
-    def new_id(self) -> int:
-        """A file id that was never used in this index."""
-        self._next_id += 1
-        return self._next_id - 1
-
-    def commit(self, files: list[IndexedFile]) -> None:
-        """Store files. After return they survive a crash, and searches see them."""
-        if not files:
-            return
-        records = [file.record for file in files]
-        windows = np.concatenate([file.windows for file in files])
-        vectors = np.concatenate([file.vectors for file in files])
-        earlier = [self.files.get(record.path) for record in records]
-        replaced = [old.id for old, new in zip(earlier, records, strict=True) if old and old.id != new.id]
-        with self._store.changing():
-            self._tables.put(records, windows, vectors, replaced)
-            self._snapshot.append(records, windows, vectors, self._tables.versions())
-        self._commits += 1
-        self.files.update((record.path, record) for record in records)
-
-    def finish(self, settings: Settings) -> None:
-        """Tidy up after many commits: compact the tables, drop dead rows from the snapshot."""
-        manifest = self._snapshot.manifest
-        living = sum(record.windows for record in self.files.values())
-        many = self._commits >= COMPACT_AFTER_COMMITS
-        with self._store.changing():
-            if many:
-                self._tables.compact()
-            if manifest.rows - living > REBUILD_AT_DEAD_FRACTION * manifest.rows:
-                self._store.rebuild(self._tables, settings)
-                rebuilt = Manifest.require(self._store.snapshot_folder)
-                self._snapshot.manifest = rebuilt  # its files are closed, those of the new generation stay
-                self._snapshot.close()
-                self._snapshot = SnapshotWriter(self._store.snapshot_folder, rebuilt)
-            elif many:
-                empty = np.zeros(0, dtype=WINDOW)
-                self._snapshot.append([], empty, np.zeros((0, manifest.dim), np.float32), self._tables.versions())
-
-    def close(self) -> None:
-        """Close the snapshot's files."""
-        self._snapshot.close()
+            started, said = time.monotonic(), False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if notify and not said and time.monotonic() - started > SAY_AFTER_SECONDS:
+                        notify(f"waiting: another process is writing to {printable(self.folder)}")
+                        said = True
+                    time.sleep(LOCK_POLL_SECONDS)
+            yield  # closing the file releases the lock

@@ -154,3 +154,52 @@ def test_towers_must_agree_on_the_space():
 def test_config_survives_json(saved):
     config = read_metadata(saved)["config"]
     assert json.loads(json.dumps(config)) == config
+
+
+@torch.inference_mode()
+def test_a_narrow_copy_lives_in_the_same_space(model, saved, tmp_path):
+    whole, path = load(str(saved)), tmp_path / "narrow.safetensors"
+    point = OperatingPoint(width=(36, 24, 24))
+    narrow = whole.at(point)
+    assert narrow.space_id == whole.space_id
+    assert narrow.weights_id != whole.weights_id
+    assert torch.allclose(narrow.embed_clips(clips()), whole.embed_clips(clips(), point=point), atol=1e-6)
+    assert torch.equal(narrow.embed_texts(["a red circle"]), whole.embed_texts(["a red circle"]))
+    assert narrow.cost(frames=4, size=56).macs == whole.cost(frames=4, size=56, point=point).macs
+    save(narrow, path, address="dual/tiny@narrow", licence="Apache-2.0", card={})
+    assert path.stat().st_size < saved.stat().st_size
+    loaded = load(str(path))
+    assert loaded.space_id == whole.space_id == TextEncoder.from_file(path).space_id
+    assert torch.equal(loaded.embed_clips(clips()), narrow.embed_clips(clips()))
+    assert loaded.at(OperatingPoint(width=12)).space_id == whole.space_id
+    with torch.no_grad():
+        loaded.video.cls_token.add_(1)  # training on makes a space of its own
+    assert loaded.space_id == loaded.weights_id != whole.space_id
+    with pytest.raises(WeightsError, match=r"have space \w{16}, but it says"):
+        load(rewritten(path, tmp_path / "bad.safetensors", lambda t, m: t["text.table"][0].add_(1)))
+
+
+def test_a_part_of_a_model_that_was_never_saved_cannot_keep_its_space(tmp_path):
+    torch.manual_seed(1)
+    video = replace(PRESETS["tiny"], pool_dim=128)
+    narrow = FluxDualConfig(video, TextConfig(output_dim=128)).build().at(OperatingPoint(width=24))
+    with pytest.raises(WeightsError, match="save the whole model first"):
+        save(narrow, tmp_path / "no.safetensors", address="x", licence="MIT", card={})
+    assert not (tmp_path / "no.safetensors").exists()
+
+
+@torch.inference_mode()
+def test_another_precision_keeps_the_space_and_nearly_the_vectors(saved, tmp_path):
+    exact, cast = load(str(saved)), load(str(saved)).cast("bfloat16")
+    assert cast.space_id == exact.space_id
+    assert cast.video.cls_token.dtype == torch.bfloat16
+    for point in (OperatingPoint(), OperatingPoint(tokens=32, width=24)):
+        vectors = cast.embed_clips(clips(), point=point)
+        assert vectors.dtype == torch.float32
+        assert (vectors * exact.embed_clips(clips(), point=point)).sum(-1).min() > 0.999
+    assert torch.equal(cast.embed_texts(["a red circle"]), exact.embed_texts(["a red circle"]))
+    assert cast.at(OperatingPoint(width=24)).space_id == exact.space_id
+    with pytest.raises(WeightsError, match=r"save needs weights in float32, got torch\.bfloat16"):
+        save(cast, tmp_path / "no.safetensors", address="x", licence="MIT", card={})
+    with pytest.raises(PointError, match="precision must be one of"):
+        exact.cast("int3")

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+from elastivid.core.errors import PointError
 from elastivid.core.output import Output
-from elastivid.core.point import OperatingPoint
+from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.core.state import State
+from elastivid.layers.elastic import copy_first
 
 if TYPE_CHECKING:
     from elastivid.core.cost import Cost
@@ -24,10 +28,43 @@ class VideoEncoder(nn.Module, ABC):
     """Maps clips to embeddings and tokens at any operating point it supports."""
 
     supported_axes: ClassVar[frozenset[str]]
+    config: Any
 
     @abstractmethod
     def forward(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Output:
         """Encode `video` (B, T, C, H, W), float, already through the model's transform."""
+
+    @torch.no_grad()
+    def at(self, point: OperatingPoint) -> Self:
+        """A model of its own that holds only what `point`'s width uses, as dense copies; see docs/elastic.md.
+
+        Its `config`, whose `widths` say what each block holds, rebuilds it around its state dict. It computes what
+        this model computes at that width. Tokens and selector stay arguments of its `forward`.
+
+        Raises:
+            PointError: `point` has an axis the family lacks or a width it cannot have.
+        """
+        point.require_axes(self.supported_axes, type(self).__name__)
+        config = self.config
+        if point.width is not None:
+            config = replace(config, widths=config.widths_at(point.width))
+        parameter = next(self.parameters())
+        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
+            small: Self = config.build()
+        small = small.to(parameter.dtype).to_empty(device=parameter.device)
+        copy_first(self, small)
+        return small.train(self.training)
+
+    def cast(self, precision: str) -> Self:
+        """Hold the weights in `precision` (see `Runtime`) from now on: in place, and returns the model.
+
+        Input of any floating type is accepted then. Casting weights is faster than autocast, which converts them on
+        every call and leaves the norms in float32.
+
+        Raises:
+            PointError: there is no such precision.
+        """
+        return self.to(dtype_of(precision))
 
 
 class DualEncoder(nn.Module, ABC):
@@ -71,6 +108,33 @@ class DualEncoder(nn.Module, ABC):
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts."""
 
+    def at(self, point: OperatingPoint) -> Self:
+        """A model of its own with only what `point`'s width uses; its vectors stay in this model's space.
+
+        Raises:
+            PointError: the model cannot be cut.
+        """
+        raise PointError(f"{self.name} has no width to cut; run it as it is")
+
+    def cast(self, precision: str) -> Self:
+        """Embed clips and images with weights in `precision` from now on, in place; the space stays the same.
+
+        Raises:
+            PointError: the model cannot run in that precision.
+        """
+        if precision != "float32":
+            raise PointError(f"{self.name} runs in float32 only, got {precision!r}")
+        return self
+
     @abstractmethod
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Predicted cost of embedding one clip of `frames` squares of `size` pixels."""
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """torch's type for a precision of `Runtime`, such as "bfloat16".
+
+    Raises:
+        PointError: there is no such precision.
+    """
+    return getattr(torch, Runtime(precision=precision).precision)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from elastivid.core.cost import Cost
 from elastivid.core.errors import PointError
 from elastivid.core.point import OperatingPoint
+from elastivid.layers.elastic import copy_first
 from elastivid.models.base import DualEncoder
 from elastivid.models.fluxvit import PRESETS as FLUXVIT
 from elastivid.models.fluxvit import FluxViT, FluxViTConfig
@@ -73,6 +74,7 @@ class FluxDual(DualEncoder):
         self.video = config.video.build()
         self.text = config.text.build()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self._joined: tuple[str, str] | None = None  # own weights when derived, space of the model they come from
 
     @property
     def logit_scale(self) -> float:
@@ -80,23 +82,64 @@ class FluxDual(DualEncoder):
         return float(self.log_scale.detach().exp())
 
     @property
-    def space_id(self) -> str:
+    def weights_id(self) -> str:
         """First 16 hexadecimal digits of the hash of every tensor, its name included."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def space_id(self) -> str:
+        """`weights_id` of the whole model in float32, for `at` and `cast` as well: their vectors lie in its space.
+
+        Any other change of a weight makes a space of its own.
+        """
+        own = self.weights_id
+        return self._joined[1] if self._joined and self._joined[0] == own else own
+
+    def join_space(self, space_id: str) -> None:
+        """Declare that this model with its weights of now embeds into the space of the model it was derived from."""
+        self._joined = (self.weights_id, space_id)
+
+    @torch.no_grad()
+    def at(self, point: OperatingPoint) -> FluxDual:
+        """See `VideoEncoder.at`: a narrower video tower, the same text tower, both copies; the space stays the same."""
+        video = self.video.at(point)
+        with torch.device("meta"):
+            small = FluxDual(replace(self.config, video=video.config), self.transform, self.name)
+        small.video = video
+        small.text = small.text.to_empty(device=self.log_scale.device)
+        small.log_scale = nn.Parameter(self.log_scale.detach().clone())
+        copy_first(self.text, small.text)
+        small.licence = self.licence
+        small.join_space(self.space_id)
+        return small.train(self.training)
+
+    def cast(self, precision: str) -> FluxDual:
+        """Hold the video tower's weights in `precision` from now on, in place; returns the model.
+
+        The text tower stays in float32: it costs next to nothing. The space stays the same; how far vectors move is
+        measured in docs/benchmarks/elastic.md.
+
+        Raises:
+            PointError: there is no such precision.
+        """
+        space_id = self.space_id
+        self.video.cast(precision)
+        self.join_space(space_id)
+        return self
+
     def embed_clips(self, video: Tensor, *, point: OperatingPoint | None = None) -> Tensor:
-        """Unit vectors (B, D) of clips (B, T, 3, H, W); a budget above the tokens at hand keeps them all."""
+        """Unit vectors (B, D) float32 of clips (B, T, 3, H, W); a budget above the tokens at hand keeps them all."""
         point = point or OperatingPoint()
         if point.tokens is not None:
             p = self.config.video.patch_size
             available = video.shape[1] * (video.shape[3] // p) * (video.shape[4] // p)
             if point.tokens >= available:
                 point = replace(point, tokens=None, selector=None)
-        return F.normalize(self.video(video, point=point).embedding, dim=-1)
+        return F.normalize(self.video(video, point=point).embedding.float(), dim=-1)
 
     def embed_images(self, images: Tensor, *, point: OperatingPoint | None = None) -> Tensor:
         """Unit vectors (B, D) of images (B, 3, H, W), each a clip of one frame."""

@@ -45,7 +45,7 @@ from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.attention import ChannelAffine
 from elastivid.layers.block import Block, initialise_block
-from elastivid.layers.elastic import copy_first, fit_width, widths_of
+from elastivid.layers.elastic import fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
 from elastivid.layers.pool import AttentionPool, pool_heads_at
 from elastivid.layers.position import resize_table, sincos_3d
@@ -285,7 +285,7 @@ class FluxViT(VideoEncoder):
         not see each other here, so neighbouring windows may share it too.
         """
         p = self.config.patch_size
-        x = self.patch_embed(video, _ends(self._widths(point), self.config)[0])
+        x = self.patch_embed(video.to(self.cls_token.dtype), _ends(self._widths(point), self.config)[0])
         grid = (video.shape[1], video.shape[3] // p, video.shape[4] // p)
         coords = patch_coordinates(grid).to(x.device).expand(x.shape[0], -1, -1)  # (B, N, 3)
         return Tokens(x=x, coords=coords, grid=grid)
@@ -323,31 +323,19 @@ class FluxViT(VideoEncoder):
         logits = self.classifiers[head](embedding) if self.classifiers else None
         return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
 
-    @torch.no_grad()
     def at(self, point: OperatingPoint) -> FluxViT:
-        """A model of its own that holds only what `point`'s width uses, as dense copies; see docs/elastic.md.
-
-        Its `config.widths` rebuilds it around its state dict, and it computes what this model computes at that width.
-        The number of tokens stays an argument of its `forward`.
-
-        Raises:
-            PointError: `point` has an axis FluxViT lacks or a width it cannot have.
-        """
-        point.require_axes(self.supported_axes, "FluxViT")
-        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
-            small = FluxViT(replace(self.config, widths=self._widths(point)))
-        small = small.to(self.cls_token.dtype).to_empty(device=self.cls_token.device)
-        copy_first(self, small)
+        """See `VideoEncoder.at`; the selector is shared."""
+        small = super().at(point)
         small.selector = self.selector
-        return small.train(self.training)
+        return small
 
     def _widths(self, point: OperatingPoint | None) -> tuple[int, ...]:
         return self.config.widths_at(point.width if point else None)
 
     def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
-        """Global positions (N, d) of a grid."""
+        """Global positions (N, d) of a grid, resized in float32 and then rounded to the model's precision."""
         table: Tensor = self.position_affine(self.positions[0, 1:, :width])
-        return resize_table(table, self.config.table_grid, grid)
+        return resize_table(table.float(), self.config.table_grid, grid).to(table.dtype)
 
 
 PRESETS = {

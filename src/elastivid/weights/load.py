@@ -1,10 +1,11 @@
 """Names and files to models: `build`, `load`, `resolve`, and `save` for dual encoders.
 
 A weights file is one safetensors: tensors under `video.` and `text.` plus `log_scale`; metadata as JSON strings:
-`address`, `config`, `text_config`, `transform`, `space_id`, `licence`, `card`, `golden`. Floating tensors are stored
-in half precision and computed in single. Loading recomputes `space_id`, a hash of all tensors, and `golden`, the
-embedding of a fixed clip, so a damaged file or a changed model is noticed at once. Addresses `hf:...` are checkpoints
-of other formats: see `elastivid.weights.hub`.
+`address`, `config`, `text_config`, `transform`, `space_id`, `weights_id`, `licence`, `card`, `golden`. Floating tensors
+are stored in half precision and computed in single. Loading recomputes `weights_id`, a hash of all tensors, and
+`golden`, the embedding of a fixed clip, so a damaged file or a changed model is noticed at once. `space_id` equals
+`weights_id` unless the file holds what `FluxDual.at` cut out of another model, whose space it then names. Addresses
+`hf:...` are checkpoints of other formats: see `elastivid.weights.hub`.
 
 Importing this module does not load torch; `resolve` and `read_metadata` work without it.
 """
@@ -148,10 +149,12 @@ def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> D
     model.eval()
     model.licence = stated_licence(metadata)
     _check_golden(path, model, golden)
-    if model.space_id != space_id:
+    weights_id = metadata.get("weights_id", space_id)  # files of whole models need not have it
+    if model.weights_id != weights_id:
         raise WeightsError(
-            f"tensors of {path} have space {model.space_id}, but it says {space_id}: it is damaged; fetch it anew"
+            f"tensors of {path} have space {model.weights_id}, but it says {weights_id}: it is damaged; fetch it anew"
         )
+    model.join_space(space_id)
     return model
 
 
@@ -180,15 +183,27 @@ def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[
         address: name under which it is published, such as "dual/nano@v1".
         licence: SPDX expression of the weights.
         card: how it was trained, on what, and what it measures; JSON values.
+
+    Raises:
+        WeightsError: the model was cast to another precision, or was cut out of a model that was never rounded, so
+            that rounding would move it out of that model's space.
     """
     import torch
     from safetensors.torch import save_file
 
+    if model.log_scale.dtype != torch.float32 or model.video.cls_token.dtype != torch.float32:
+        raise WeightsError(f"save needs weights in float32, got {model.video.cls_token.dtype}; save before casting")
     model.eval()
+    derived = model.space_id != model.weights_id
     with torch.no_grad():
         for value in model.state_dict().values():
             if value.is_floating_point():
                 value.copy_(value.half().float())
+    if derived and model.space_id == model.weights_id:
+        raise WeightsError(
+            "rounding to half precision moved this part of a model out of the space of the whole; save the whole model "
+            "first, which rounds it in place, and cut the part out again with at()"
+        )
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     metadata = {
         "address": address,
@@ -196,6 +211,7 @@ def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[
         "text_config": dataclasses.asdict(model.config.text),
         "transform": model.transform.to_dict(),
         "space_id": model.space_id,
+        "weights_id": model.weights_id,
         "licence": licence,
         "card": card,
         "golden": golden_embedding(model),

@@ -26,7 +26,7 @@ from elastivid.data.synthetic import canonical_caption, render_frames, sample_sc
 from elastivid.data.world import COLOURS, MOTIONS, SHAPES, Content, in_split, is_possible
 from elastivid.evaluate.metrics import format_share
 from elastivid.models.base import DualEncoder
-from elastivid.search.indexing import read_windows
+from elastivid.search.reading import read_windows
 from elastivid.video import VideoError, VideoReader
 from elastivid.weights.load import load
 

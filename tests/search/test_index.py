@@ -5,20 +5,23 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import reads
 from worlds import COLOURS, ColourEncoder, render
 
 from elastivid.app.text import lines_of_add
 from elastivid.core.errors import WeightsError
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.search import indexing
+from elastivid.search import indexing, reading, workers
 from elastivid.search.index import Index, parse_example
 from elastivid.search.library import find_videos
 from elastivid.search.records import LibraryError, QueryError, path_to_text, text_to_path
+from elastivid.search.workers import Workers
 from elastivid.weights.load import resolve
 
 
@@ -105,18 +108,11 @@ def test_bad_files_are_tried_again_only_when_asked(index, videos):
 
 
 def test_a_file_that_breaks_the_decoder_does_not_stop_the_others(index, videos, monkeypatch):
-    read_windows = indexing.read_windows
-
-    def fragile(reader, sampling):
-        if "short" in reader.metadata.path:
-            raise ZeroDivisionError("surprise")
-        return read_windows(reader, sampling)
-
-    monkeypatch.setattr(indexing, "read_windows", fragile)
+    monkeypatch.setattr(indexing, "Workers", partial(Workers, read=reads.read_surprised))
     report = index.add(videos)
     assert report.indexed == 2
     (crashed,) = [record for record in report.bad if record.status == "crashed"]
-    assert crashed.reason == "unexpected ZeroDivisionError: surprise"
+    assert crashed.reason == f"unexpected ZeroDivisionError: {crashed.path}"
     monkeypatch.undo()
     assert index.add(videos).indexed == 0, "not tried again before it changes"
     assert index.add(videos, retry_failed=True).indexed == 1
@@ -204,23 +200,30 @@ def test_an_unmounted_folder_changes_nothing(index, videos):
     ]
 
 
-def test_windows_are_batched_across_files_and_frames_decoded_once(tmp_path, monkeypatch):
+def test_windows_are_batched_across_files(tmp_path):
     for number in range(20):
         path = tmp_path / "v" / f"{number:02d}.mp4"
         render(path, ("red", 2 + number / 10)) if number else path.parent.mkdir()
     render(tmp_path / "v" / "long.mp4", ("red", 30), ("green", 4))
+    encoder = ColourEncoder()
+    Index.open(tmp_path / "l.ev", encoder=encoder).add(tmp_path / "v")
+    assert sorted(encoder.batches) == [3, 8, 8, 8, 8]
+
+
+def test_frames_are_read_once_however_many_windows_show_them(tmp_path, monkeypatch):
+    path = render(tmp_path / "long.mp4", ("red", 30), ("green", 4))
     asked: list[int] = []
-    original = indexing.VideoReader.iterate_played_at
+    original = reading.VideoReader.iterate_played_at
 
     def counted(self, seconds, **kwargs):
         asked.append(len(seconds))
         return original(self, seconds, **kwargs)
 
-    monkeypatch.setattr(indexing.VideoReader, "iterate_played_at", counted)
-    encoder = ColourEncoder()
-    Index.open(tmp_path / "l.ev", encoder=encoder).add(tmp_path / "v")
-    assert sorted(encoder.batches) == [3, 8, 8, 8, 8]
-    assert max(asked) == 34 * 2, "8 frames per 4 s, shared by overlapping windows"
+    monkeypatch.setattr(reading.VideoReader, "iterate_played_at", counted)
+    with reading.VideoReader(path, size=16) as reader:
+        windows = list(reading.read_windows(reader, Sampling(size=16)))
+    assert [(start, end) for start, end, _, _ in windows] == [(2.0 * n, 2.0 * n + 4.0) for n in range(16)]
+    assert asked == [34 * 2], "8 frames per 4 s, shared by overlapping windows"
 
 
 def test_interrupted_indexing_goes_on_where_it_stopped(tmp_path, monkeypatch):
@@ -228,7 +231,7 @@ def test_interrupted_indexing_goes_on_where_it_stopped(tmp_path, monkeypatch):
     folder.mkdir()
     for number in range(6):
         render(folder / f"{number}.mp4", ("red", 34 + number / 10))
-    monkeypatch.setattr(indexing, "DECODER_THREADS", 1)
+    monkeypatch.setattr(workers, "COUNT", 1)
     encoder = ColourEncoder()
 
     def interrupt(progress):
@@ -371,10 +374,7 @@ def test_a_file_name_that_is_not_unicode_is_found(tmp_path, index):
 
 
 def test_an_error_that_names_such_a_file_is_stored(tmp_path, index, monkeypatch):
-    def fragile(reader, sampling):
-        raise ZeroDivisionError(reader.metadata.path)
-
-    monkeypatch.setattr(indexing, "read_windows", fragile)
+    monkeypatch.setattr(indexing, "Workers", partial(Workers, read=reads.read_surprised))
     (tmp_path / "v").mkdir()
     os.rename(os.fsencode(render(tmp_path / "good.mp4", ("red", 2))), os.fsencode(tmp_path / "v") + b"/bad\xff.mp4")
     (record,) = index.add(tmp_path / "v").bad

@@ -23,7 +23,7 @@ def outcome(path: Path) -> str:
     from elastivid.video import Limits, VideoError, VideoReader
 
     try:
-        with VideoReader(path, size=32, limits=Limits(timeout_seconds=SECONDS_PER_FILE)) as reader:
+        with VideoReader(path, size=32, limits=Limits(stall_seconds=SECONDS_PER_FILE)) as reader:
             _ = reader.metadata
             clips = list(reader.iterate())
             spread = [clips[i].indices[0] for i in range(0, len(clips), max(len(clips) // 8, 1))]

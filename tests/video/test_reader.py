@@ -264,19 +264,19 @@ def test_lists_that_point_to_other_files_are_not_followed(folder, closed):
 
 def test_limits(closed):
     with pytest.raises(VideoTooLargeError, match="max_pixels=1000"):
-        VideoReader(closed, limits=Limits(max_pixels=1000))
-    with VideoReader(closed, limits=Limits(max_frames=10)) as reader, pytest.raises(VideoTooLargeError, match="10"):
+        VideoReader(closed, limits=Limits(pixels=1000))
+    with VideoReader(closed, limits=Limits(frames=10)) as reader, pytest.raises(VideoTooLargeError, match="10"):
         list(reader.iterate())
     with (
-        VideoReader(closed, limits=Limits(max_clip_bytes=20_000)) as reader,
+        VideoReader(closed, limits=Limits(clip_bytes=20_000)) as reader,
         pytest.raises(VideoTooLargeError, match="iterate"),
     ):
         reader.frames_at([0, 1, 2])
-    hurry = Limits(timeout_seconds=1e-9)
-    with pytest.raises(VideoTimeoutError, match="timeout_seconds=1e-09"), VideoReader(closed, limits=hurry) as reader:
+    hurry = Limits(stall_seconds=1e-9)
+    with pytest.raises(VideoTimeoutError, match="stall_seconds=1e-09"), VideoReader(closed, limits=hurry) as reader:
         reader.frames_at([0])
-    with pytest.raises(ValueError, match="max_frames must be > 0"):
-        Limits(max_frames=0)
+    with pytest.raises(ValueError, match="frames must be > 0"):
+        Limits(frames=0)
 
 
 def test_wrong_requests_are_refused(closed):

@@ -1,7 +1,7 @@
 """The command `elastivid`: index, search, info, doctor, demo.
 
 Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to end.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def index(
     ] = False,
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
+    from elastivid.app.interrupts import interruptible
     from elastivid.app.progress import show_progress
     from elastivid.search.index import Index
 
@@ -108,12 +109,8 @@ def index(
         licence=licence,
         full_hash=full_hash or None,
     )
-    try:
-        with show_progress() as progress:
-            report = library.add(sources, progress=progress, retry_failed=retry_failed, notify=_notify)
-    except KeyboardInterrupt:
-        print("\nelastivid: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with interruptible("finished files are kept, run the same command to go on"), show_progress() as progress:
+        report = library.add(sources, progress=progress, retry_failed=retry_failed, notify=_notify)
     print("\n".join(lines_of_add(report, library)))
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from elastivid import __version__
 from elastivid.search.catalog import Catalog
 from elastivid.search.claims import Claims
-from elastivid.search.indexing import Job, Pipeline, Progress, Spent
+from elastivid.search.indexing import Pipeline, Progress, Spent
 from elastivid.search.intake import Intake
 from elastivid.search.library import Changes, FoundFile, compare, find_videos
 from elastivid.search.printing import printable
+from elastivid.search.reading import Job, Reading
 from elastivid.search.records import FileRecord, Place, path_to_text
 from elastivid.search.writer import Seen, Writer
 
@@ -83,7 +84,9 @@ class Adding:
         self._load_seconds = time.perf_counter() - before
         with Claims(self._index.path) as claims:
             intake = Intake(writer, claims, self._notify)
-            self._pipeline = Pipeline(encoder, settings.sampling, settings.point, intake.commit, self._progress)
+            self._pipeline = Pipeline(
+                encoder, Reading(settings.sampling), settings.point, intake.commit, self._progress
+            )
             jobs = [
                 Job(number, file.path, file.size_bytes, file.modified_ns, file.content, file.replaces)
                 for number, file in enumerate(files)

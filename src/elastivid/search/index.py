@@ -290,7 +290,8 @@ class Index:
 
     def _embed_example(self, like: str) -> np.ndarray:
         """Unit vector (D,) of the window around a time of a video."""
-        from elastivid.search.indexing import decode_mode, embed_windows
+        from elastivid.search.indexing import embed_windows
+        from elastivid.search.reading import decode_mode
         from elastivid.video.reader import VideoReader
 
         made_by = self._store.settings()

@@ -18,8 +18,8 @@ from dataclasses import replace
 
 from elastivid.search.claims import Claims
 from elastivid.search.identity import content_of
-from elastivid.search.indexing import Job
 from elastivid.search.printing import printable
+from elastivid.search.reading import Job
 from elastivid.search.records import Place
 from elastivid.search.writer import IndexedFile, Seen, Writer
 

@@ -55,6 +55,7 @@ class Decoder:
     Args:
         path: local file.
         limits: what reading may cost.
+        allow_url: whether http and https addresses are read.
         threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on
             (640x480 for codecs older than H.264), frames by index from 720p on.
 
@@ -62,9 +63,12 @@ class Decoder:
         VideoError: the file cannot be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], limits: Limits, threads: int | None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], limits: Limits, threads: int | None, allow_url: bool = False
+    ) -> None:
         self.path = os.fspath(path)
         self.limits = limits
+        self._allow_url = allow_url
         self.first: VideoFrame | None = None
         self.failed_packets = 0
         self._failure = ""
@@ -83,7 +87,7 @@ class Decoder:
         return "; ".join(filter(None, (failed, self._early_end)))
 
     def _open(self) -> None:
-        self.container, self.stream = open_container(self.path, self.limits)
+        self.container, self.stream = open_container(self.path, self.limits, allow_url=self._allow_url)
         for other in self.container.streams:
             if other is not self.stream:
                 other.discard = Discard.all
@@ -108,17 +112,15 @@ class Decoder:
             self._open()
 
     def start_clock(self) -> None:
-        """Give the reader `Limits.timeout_seconds` from now on."""
-        self._deadline = time.monotonic() + self.limits.timeout_seconds
+        """Give the reader `Limits.stall_seconds` from now on."""
+        self._deadline = time.monotonic() + self.limits.stall_seconds
 
     def check(self, frames: int) -> None:
         """Raise when time is up or there are more than the allowed number of frames."""
         if time.monotonic() > self._deadline:
-            raise VideoTimeoutError(
-                f"{self.path}: took longer than Limits.timeout_seconds={self.limits.timeout_seconds}"
-            )
-        if frames > self.limits.max_frames:
-            raise VideoTooLargeError(f"{self.path}: more than Limits.max_frames={self.limits.max_frames} frames")
+            raise VideoTimeoutError(f"{self.path}: took longer than Limits.stall_seconds={self.limits.stall_seconds}")
+        if frames > self.limits.frames:
+            raise VideoTooLargeError(f"{self.path}: more than Limits.frames={self.limits.frames} frames")
 
     def index(self) -> PacketIndex | None:
         """The packet index of a file that earns random access, else `None`. Built once."""

@@ -34,4 +34,4 @@ class VideoTooLargeError(VideoError, ValueError):
 
 
 class VideoTimeoutError(VideoError, TimeoutError):
-    """Reading took longer than `Limits.timeout_seconds`."""
+    """Reading took longer than `Limits.stall_seconds`."""

@@ -25,7 +25,7 @@ HOLD_SECONDS = 1.0
 
 
 class VideoReader:
-    """Reads one local video file. A context manager; not safe to share between threads.
+    """Reads one video file. A context manager; not safe to share between threads.
 
     Times count from the first frame of the video stream (`metadata.start_seconds` is its place on the file's clock).
     Indices count frames as sequential decoding gives them. Frames are RGB uint8, rotated as the file asks; when the
@@ -34,13 +34,14 @@ class VideoReader:
     A packet that cannot be decoded does not end reading: the rest is read, and `Clip.problem` says what is missing.
 
     Args:
-        path: local file.
+        path: local file, or an address where `allow_url` permits.
         size: `None` keeps the stored size; one int makes a square, (height, width) any other size. A function from
             height and width to height and width, such as `Transform.frame_size`, may keep the aspect ratio.
         filter: how frames are resized: "bilinear" or "bicubic", both antialiased.
         limits: what reading may cost; `None` takes the defaults of `Limits`.
         threads: decoder threads; `None` takes all cores where that helps: sequential reading from 320x240 on
             (640x480 for codecs older than H.264), frames by index from 720p on.
+        allow_url: also read http and https addresses. Nothing is fetched otherwise.
 
     Raises:
         VideoNotFoundError, NotAVideoError, NoVideoStreamError, EncryptedVideoError, VideoTooLargeError,
@@ -56,11 +57,12 @@ class VideoReader:
         filter: str = "bilinear",
         limits: Limits | None = None,
         threads: int | None = None,
+        allow_url: bool = False,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be >= 1 or None, got {threads}")
         self._convert = FrameConverter(size, filter)
-        self._decoder = Decoder(path, limits or Limits(), threads)
+        self._decoder = Decoder(path, limits or Limits(), threads, allow_url)
         self._path = self._decoder.path
         self._metadata: VideoMetadata | None = None
 
@@ -93,6 +95,11 @@ class VideoReader:
                 described = replace(described, duration_seconds=decoder.measure_seconds())
             self._metadata = described
         return self._metadata
+
+    def measure_seconds(self) -> float:
+        """Duration that the packets tell, whatever the header claims. Reads the whole file without decoding it."""
+        self._decoder.start_clock()
+        return self._decoder.measure_seconds()
 
     def count_frames(self) -> int:
         """Frames of the stream, counted: from the packet index where there is one, else by decoding everything."""
@@ -305,10 +312,10 @@ class VideoReader:
         return self._convert.shape
 
     def _need_bytes(self, size: int) -> None:
-        limit = self._decoder.limits.max_clip_bytes
+        limit = self._decoder.limits.clip_bytes
         if size > limit:
             raise VideoTooLargeError(
-                f"{self._path}: the clip would take {size} bytes, more than Limits.max_clip_bytes={limit}; "
+                f"{self._path}: the clip would take {size} bytes, more than Limits.clip_bytes={limit}; "
                 "ask for fewer frames or a smaller size, or use iterate()"
             )
 

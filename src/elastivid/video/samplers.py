@@ -107,17 +107,24 @@ def windows(duration_seconds: float | None, sampling: Sampling) -> list[tuple[fl
     Raises:
         PointError: the duration is negative or not finite.
     """
+    starts, length = window_starts(duration_seconds, sampling)
+    return [(start, start + length, window_times(start, start + length, sampling.frames)) for start in starts.tolist()]
+
+
+def window_starts(duration_seconds: float | None, sampling: Sampling) -> tuple[np.ndarray, float]:
+    """Starts of the windows that `windows` gives, in seconds, float64 (N,), and the length they share.
+
+    Raises:
+        PointError: the duration is negative or not finite.
+    """
     length, stride = sampling.window_seconds, sampling.stride_seconds
     duration = length if duration_seconds is None else float(duration_seconds)
     if not (math.isfinite(duration) and duration >= 0):
         raise PointError(f"duration_seconds must be finite and >= 0, got {duration_seconds}")
     if duration <= length:
-        starts = [0.0]
-        length = duration
-    else:
-        starts = [i * stride for i in range(math.ceil((duration - length) / stride - 1e-9))]
-        starts.append(duration - length)
-    return [(start, start + length, window_times(start, start + length, sampling.frames)) for start in starts]
+        return np.zeros(1), duration
+    count = math.ceil((duration - length) / stride - 1e-9)
+    return np.append(np.arange(count) * stride, duration - length), length
 
 
 def _need_counts(**counts: int) -> None:

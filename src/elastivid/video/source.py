@@ -1,7 +1,8 @@
-"""Opening a local file safely, and what its header says.
+"""Opening one file safely, and what its header says.
 
 FFmpeg may be talked into opening other files or URLs (playlists, concatenation scripts, numbered pictures). Here it
 gets one regular local file, the `file` protocol only, and a fixed list of container formats that hold their own data.
+Where the caller allows addresses, an http or https address gets the protocols that this takes and no `file`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ CONTAINER_FORMATS = (
     "mov,matroska,avi,flv,gif,apng,ogg,mpeg,mpegts,mpegvideo,h264,hevc,vvc,av1,obu,ivf,asf,mxf,rm,dv,nut,yuv4mpegpipe,"
     "m4v,h263,h261,dirac,vc1,mjpeg,mp3,wav,w64,flac,aac,aiff,caf,amr,ac3,eac3,dts,ape,tta,wv"
 )
+FILE_PROTOCOLS = "file"
+URL_PROTOCOLS = "http,https,tls,tcp"
 ENCRYPTED_TAGS = frozenset({"encv", "drmi"})
 
 
@@ -42,20 +45,28 @@ ENCRYPTED_TAGS = frozenset({"encv", "drmi"})
 class Limits:
     """What reading one file may cost. A file or a request beyond a limit is an error, never a slow death.
 
+    `seconds` and `memory_megabytes` hold where files are read in processes of their own, as indexing does; the others
+    hold in every `VideoReader`.
+
     Args:
-        max_pixels: width times height of one frame.
-        max_frames: frames decoded in one call.
-        max_clip_bytes: size of one returned clip; longer requests go through `iterate`.
-        timeout_seconds: time spent inside the reader by one call; iterators start afresh with every frame they give.
+        pixels: width times height of one frame.
+        frames: frames decoded in one call, packets of one file, frames wanted of one file.
+        seconds: time spent reading one file.
+        stall_seconds: time spent inside the reader by one call; iterators start afresh with every frame they give. A
+            process that gives nothing for longer is stopped.
+        memory_megabytes: memory that a process may take for reading, on top of what it holds when it starts.
+        clip_bytes: size of one returned clip; longer requests go through `iterate`.
 
     Raises:
         ValueError: a limit is not positive.
     """
 
-    max_pixels: int = 8192 * 8192
-    max_frames: int = 5_000_000
-    max_clip_bytes: int = 4 << 30
-    timeout_seconds: float = 600.0
+    pixels: int = 8192 * 8192
+    frames: int = 5_000_000
+    seconds: float = 4 * 3600.0
+    stall_seconds: float = 600.0
+    memory_megabytes: int = 2048
+    clip_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -103,6 +114,11 @@ class VideoMetadata:
     tags: dict[str, str] = field(default_factory=dict)
 
 
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether this is an http or https address rather than the name of a file."""
+    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
+
+
 def local_file(path: str | os.PathLike[str]) -> str:
     """Absolute name of an existing regular file.
 
@@ -114,7 +130,11 @@ def local_file(path: str | os.PathLike[str]) -> str:
     try:
         status = os.stat(name)
     except (OSError, ValueError) as error:
-        hint = " Only local files are read: download it first." if "://" in str(name) else ""
+        hint = ""
+        if is_url(name):
+            hint = " Addresses are read only where that is allowed (--allow-url, allow_url=True)."
+        elif "://" in str(name):
+            hint = " Only local files are read: download it first."
         raise VideoNotFoundError(f"{name!r}: no such file ({error}).{hint}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
@@ -124,30 +144,43 @@ def local_file(path: str | os.PathLike[str]) -> str:
     return str(Path(name).absolute())
 
 
-def open_container(path: str, limits: Limits) -> tuple[InputContainer, VideoStream]:
+def open_container(path: str, limits: Limits, *, allow_url: bool = False) -> tuple[InputContainer, VideoStream]:
     """Open `path` and pick its video stream: the first that is not an attached picture.
+
+    Args:
+        path: local file, or an http(s) address when `allow_url`.
+        limits: pixels of a frame, and seconds that opening and each later read may take.
+        allow_url: whether addresses are read.
 
     Raises:
         VideoError: see the flavours in `elastivid.video.errors`.
     """
-    name = local_file(path)
-    if os.path.getsize(name) == 0:
-        raise NotAVideoError(f"{path}: the file is empty (0 bytes)")
+    if allow_url and is_url(path):
+        name, protocols = path, URL_PROTOCOLS
+    else:
+        name, protocols = "file:" + local_file(path), FILE_PROTOCOLS
+        if os.path.getsize(path) == 0:
+            raise NotAVideoError(f"{path}: the file is empty (0 bytes)")
     try:
         container = av.open(
-            "file:" + name,
-            container_options={"protocol_whitelist": "file", "format_whitelist": CONTAINER_FORMATS},
-            options={"max_pixels": str(limits.max_pixels)},
+            name,
+            container_options={"protocol_whitelist": protocols, "format_whitelist": CONTAINER_FORMATS},
+            options={"max_pixels": str(limits.pixels)},
             metadata_errors="replace",
-            timeout=limits.timeout_seconds,
+            timeout=limits.stall_seconds,
         )
     except (TimeoutError, av.error.ExitError) as error:
         raise VideoTimeoutError(
-            f"{path}: opening took longer than Limits.timeout_seconds={limits.timeout_seconds}"
+            f"{path}: opening took longer than Limits.stall_seconds={limits.stall_seconds}"
         ) from error
+    except MemoryError as error:
+        raise VideoTooLargeError(f"{path}: opening needs more memory than there is") from error
+    except (av.error.HTTPError, av.error.ConnectionRefusedError) as error:
+        raise VideoNotFoundError(f"{path}: the server does not give it ({_reason(error)})") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise NotAVideoError(
-            f"{path}: cannot be opened as a video ({_reason(error)}); it must be one of {CONTAINER_FORMATS}"
+            f"{path}: cannot be opened as a video ({_reason(error)}); it is damaged, a list that points to "
+            "other files, or of a kind that is not read"
         ) from error
     try:
         return container, _video_stream(container, path, limits)
@@ -171,9 +204,9 @@ def _video_stream(container: InputContainer, path: str, limits: Limits) -> Video
             raise TruncatedVideoError(f"{path}: its video codec is not known to this build of FFmpeg")
         if codec.codec_tag in ENCRYPTED_TAGS or "encryption" in " ".join(stream.metadata):
             raise EncryptedVideoError(f"{path}: the video is encrypted ({codec.codec_tag}); decrypt it first")
-        if codec.width * codec.height > limits.max_pixels:
+        if codec.width * codec.height > limits.pixels:
             raise VideoTooLargeError(
-                f"{path}: frames of {codec.width}x{codec.height} pixels exceed Limits.max_pixels={limits.max_pixels}"
+                f"{path}: frames of {codec.width}x{codec.height} pixels exceed Limits.pixels={limits.pixels}"
             )
         return stream
     found = ", ".join(sorted({s.type for s in container.streams})) or "none"

@@ -210,7 +210,7 @@ cli.main()
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "now\n"
+        assert process.stdout.readline().startswith("now")
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         return subprocess.CompletedProcess(command, process.returncode, "", errors)

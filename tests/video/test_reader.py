@@ -263,7 +263,7 @@ def test_lists_that_point_to_other_files_are_not_followed(folder, closed):
 
 
 def test_limits(closed):
-    with pytest.raises(VideoTooLargeError, match="max_pixels=1000"):
+    with pytest.raises(VideoTooLargeError, match="pixels=1000"):
         VideoReader(closed, limits=Limits(pixels=1000))
     with VideoReader(closed, limits=Limits(frames=10)) as reader, pytest.raises(VideoTooLargeError, match="10"):
         list(reader.iterate())

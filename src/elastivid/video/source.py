@@ -130,11 +130,8 @@ def local_file(path: str | os.PathLike[str]) -> str:
     try:
         status = os.stat(name)
     except (OSError, ValueError) as error:
-        hint = ""
-        if is_url(name):
-            hint = " Addresses are read only where that is allowed (--allow-url, allow_url=True)."
-        elif "://" in str(name):
-            hint = " Only local files are read: download it first."
+        hint = " Only local files are read: download it first." if "://" in str(name) else ""
+        hint += " Or allow addresses (--allow-url, allow_url=True)." if is_url(name) else ""
         raise VideoNotFoundError(f"{name!r}: no such file ({error}).{hint}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"

@@ -107,7 +107,7 @@ def test_search_as_json(colours, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "search", "red", "--json", "--top", "1")
     found = json.loads(out)
     assert code == 0
-    assert set(found) == {"query", "index", "windows", "milliseconds", "moments"}
+    assert set(found) == {"query", "index", "windows", "milliseconds", "unknown_words", "moments"}
     assert found["query"] == "red"
     assert found["windows"] == 7
     (moment,) = found["moments"]

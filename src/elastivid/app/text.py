@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from elastivid.search.printing import clock, printable, span
 from elastivid.search.records import FileRecord, path_to_text
+from elastivid.search.words import Words
 
 if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index, SearchResult
@@ -32,8 +33,13 @@ def lines_of_moments(result: SearchResult) -> list[str]:
         gone = "" if os.path.exists(moment.path) else "   (file is gone)"
         times = f"{clock(moment.start_seconds)} - {clock(moment.end_seconds)}"
         lines.append(f"{number:3d}  {moment.score:6.3f}  {path:<{width}}  {times}{gone}")
+        texts = [printable(reason) for reason in moment.reasons if not reason.startswith("picture ")]
+        lines += [f"             {'; '.join(texts)}"] if texts else []
     milliseconds = (result.embed_seconds + result.scan_seconds) * 1000
     lines.append(f"{result.windows:,} windows searched in {milliseconds:.1f} ms")
+    if result.unknown:
+        words = ", ".join(repr(word) for word in result.unknown)
+        lines.append(f"unknown: {words}: no name or subtitle holds it, and the model only spells it from pieces")
     return lines
 
 
@@ -44,6 +50,7 @@ def addresses(result: SearchResult, index: Index) -> dict[str, Any]:
         "index": path_to_text(str(index.path)),
         "windows": result.windows,
         "milliseconds": round((result.embed_seconds + result.scan_seconds) * 1000, 3),
+        "unknown_words": result.unknown,
         "moments": [{**asdict(moment), "path": path_to_text(moment.path)} for moment in result.moments],
     }
 
@@ -76,6 +83,7 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]
     if len(report.unlisted) > SHOWN_BAD_FILES:
         lines.append(f"trouble: and {len(report.unlisted) - SHOWN_BAD_FILES} more folders")
+    lines += [f"trouble: {printable(reason)}" for reason in Words(index.path).troubles()[:SHOWN_BAD_FILES]]
     lines += _bad_lines("trouble", report.bad, index)
     if report.still_bad:
         lines.append(f"{len(report.still_bad)} unchanged files could not be read before (--retry-failed tries again)")

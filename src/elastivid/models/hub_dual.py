@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -117,7 +118,8 @@ class HubDual(DualEncoder):
         self.folder, self.weights, self.name = folder, tuple(weights), name
         self.licence, self._space_id = licence, space_id
         self.family = FAMILIES[kind]
-        self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with _quiet():
+            self.config = AutoConfig.from_pretrained(folder, local_files_only=True)
         vision = self.config.vision_config
         self.dim = int(self.config.projection_dim if kind == "clip" else vision.hidden_size)
         self.prefix_dims = (self.dim,)
@@ -178,6 +180,11 @@ class HubDual(DualEncoder):
             return torch.zeros(0, self.dim)
         out = self.text_tower()(input_ids=torch.tensor(ids))
         return F.normalize(getattr(out, self.family.text_field), dim=-1)
+
+    def has_word(self, word: str) -> bool:
+        """Whether the tokenizer holds `word` as one piece; else it is only spelled from pieces."""
+        entry = self.tokenizer.encode(word, add_special_tokens=False)
+        return sum(entry.attention_mask) == 1
 
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Closed-form cost of the vision tower for one clip.
@@ -341,31 +348,39 @@ def _load_tower(folder: Path, class_name: str, config: Any, name: str) -> nn.Mod
     Raises:
         WeightsError: weights of the tower are missing or misshapen.
     """
-    from transformers.utils import logging as noise
-
-    verbosity, bar = noise.get_verbosity(), noise.is_progress_bar_enabled()
-    noise.set_verbosity(logging.ERROR)  # the other tower's weights are in the file too, which it would warn of
-    noise.disable_progress_bar()
     try:
-        tower, report = _class(class_name).from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with _quiet():
+            tower, report = _class(class_name).from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"cannot load the {class_name} of {name}: {error}") from error
-    finally:
-        noise.set_verbosity(verbosity)
-        if bar:
-            noise.enable_progress_bar()
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if wrong:
         raise WeightsError(f"{name} does not fit {class_name}: {', '.join(wrong[:8])} missing or misshapen")
     module: nn.Module = tower.eval().requires_grad_(False)
     return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from warning of what is as it should be: the other tower's weights, old configs."""
+    from transformers.utils import logging as noise
+
+    verbosity, bar = noise.get_verbosity(), noise.is_progress_bar_enabled()
+    noise.set_verbosity(logging.ERROR)
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        noise.set_verbosity(verbosity)
+        if bar:
+            noise.enable_progress_bar()
 
 
 def _class(name: str) -> Any:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from elastivid.core.errors import WeightsError
 
 UNKNOWN = "[UNK]"
+ENDINGS = frozenset({"##s", "##es", "##ed", "##d", "##er", "##ers", "##ing", "##ly"})
 MAX_TOKENIZER_BYTES = 64 * 2**20  # a damaged or hostile file may not unpack to more than this
 
 
@@ -98,6 +99,11 @@ class TextTokenizer:
         entry = self._tokenizer.encode(safe, add_special_tokens=False)
         spans = zip(entry.ids, entry.offsets, strict=True)
         return [safe[start:end] for token, (start, end) in spans if token == self.unknown_id and end > start]
+
+    def has_word(self, word: str) -> bool:
+        """Whether the vocabulary holds `word` itself, or with a common ending; else it is only spelled from pieces."""
+        tokens = self._tokenizer.encode(_printable(word), add_special_tokens=False).tokens
+        return bool(tokens) and tokens[0] != UNKNOWN and all(token in ENDINGS for token in tokens[1:])
 
 
 def pack_tokenizer(json_text: str) -> bytes:

@@ -16,6 +16,7 @@ from elastivid.search.library import Changes, FoundFile, compare, find_videos
 from elastivid.search.printing import printable
 from elastivid.search.reading import Job, Reading
 from elastivid.search.records import FileRecord, Place, path_to_text
+from elastivid.search.words import Words
 from elastivid.search.writer import Seen, Writer
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Adding:
             self._catalog = Catalog(store.snapshot().records.values())
         changes = compare(found, self._catalog, roots, retry_failed=retry_failed, full_hash=settings.full_hash)
         unlisted_words = [printable(str(error)) for error in unlisted]
+        Words(index.path).refresh(path for path, record in changes.unchanged if record.is_searchable)
         if not (changes.read or changes.recognised or changes.gone):
             return self._report(changes, unlisted_words)
         writer = writer or store.writer(settings, self._notify)

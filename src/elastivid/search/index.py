@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
+from elastivid.search.fusion import fuse
 from elastivid.search.library import roots_of
-from elastivid.search.moments import Moment, find_moments
+from elastivid.search.moments import Moment
 from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError, QueryError
 from elastivid.search.store import Settings, Store
+from elastivid.search.words import Found, Words
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
 
@@ -113,7 +115,8 @@ class SearchResult:
         moments: best first.
         windows: windows that were scored.
         embed_seconds: time to turn the query into a vector.
-        scan_seconds: time to score all windows and find the moments.
+        scan_seconds: time to score all windows, look the words up in texts, and find the moments.
+        unknown: words of the query that no text holds and that the model only spells from pieces.
     """
 
     query: str
@@ -121,6 +124,7 @@ class SearchResult:
     windows: int
     embed_seconds: float
     scan_seconds: float
+    unknown: list[str] = field(default_factory=list)
 
 
 class Index:
@@ -129,6 +133,7 @@ class Index:
     def __init__(self, path: Path, settings: _Wanted) -> None:
         self.path = path
         self._store = Store(path)
+        self._words = Words(path)
         self._wanted = settings
 
     @classmethod
@@ -271,10 +276,22 @@ class Index:
         embedded = time.perf_counter()
         sampling = self._store.settings().sampling
         step = sampling.window_seconds / sampling.frames
-        moments = find_moments(snapshot, vector, top, step_seconds=step)
+        found = self._words.find(query, snapshot.records.values()) if query is not None else Found()
+        moments = fuse(snapshot, vector, found.hits, top, step_seconds=step)
         scanned = time.perf_counter()
         windows = int(np.count_nonzero(snapshot.searchable))
-        return SearchResult(query or str(like), moments, windows, embedded - started, scanned - embedded)
+        unknown = [word for word in found.unknown if not self._model_knows(word)]
+        return SearchResult(query or str(like), moments, windows, embedded - started, scanned - embedded, unknown)
+
+    def _model_knows(self, word: str) -> bool:
+        """Whether the text tower has an entry for a word; of an encoder object nothing is known."""
+        if self._wanted.encoder is not None:
+            return True
+        if is_hub(self._model_name):
+            from elastivid.models.hub_dual import HubDual
+
+            return not isinstance(self._encoder, HubDual) or self._encoder.has_word(word)
+        return self._text_encoder[0].tokenizer.has_word(word)
 
     def _embed_words(self, words: str) -> np.ndarray:
         """Unit vector (D,) of a text."""

@@ -40,6 +40,7 @@ class Moment:
         score: cosine similarity of the best window with the query, -1 to 1.
         peak_seconds: middle of the best window.
         windows: how many windows belong to it.
+        reasons: why it was found, for people; empty when only pictures were compared.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Moment:
     score: float
     peak_seconds: float
     windows: int = 1
+    reasons: tuple[str, ...] = ()
 
 
 def find_moments(

@@ -23,6 +23,8 @@ from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError, Place
 from elastivid.search.snapshot import WINDOW, Manifest, Snapshot, SnapshotWriter, data_paths, read_lines, records_in
 from elastivid.search.tables import Tables
+from elastivid.search.words import Words
+from elastivid.video.subtitles import Line
 
 if TYPE_CHECKING:
     from elastivid.search.store import Settings, Store
@@ -42,12 +44,14 @@ class IndexedFile:
         windows: WINDOW records (n,); their file ids are given by the commit.
         vectors: float32 (n, D).
         replaces: id of the earlier reading that this one supersedes; None for a content that is new.
+        lines: subtitles embedded in the file.
     """
 
     record: FileRecord
     windows: np.ndarray
     vectors: np.ndarray
     replaces: int | None = None
+    lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Writer:
         self.folder = store.space_folder(settings.space_id)
         self.catalog = Catalog()
         self._store = store
+        self._words = Words(store.folder)
         self._notify = notify
         self._tables: Tables | None = None
         self._manifest: Manifest | None = None  # the state that the catalog holds
@@ -129,12 +134,15 @@ class Writer:
         with self.turn():
             with self._reading:
                 changes = _Changes(self.catalog)
+                before = dict(self.catalog.records)
                 stored = [changes.add(file) for file in files]
                 for sighting in seen:
                     changes.see(sighting)
                 for path in gone:
                     changes.leave(path)
+            self._words.put(changes.records, changes.lines)  # first: what can be found has its texts
             self._write(changes)
+            self._forget_words([before[number] for number in changes.removed if number in before])
             self._commits += 1
             return [self.catalog.records[number] for number in stored]
 
@@ -142,12 +150,24 @@ class Writer:
         """Take records out of the index for good, and replace others. Under `turn`."""
         with self._reading:
             changes = _Changes(self.catalog)
+            before = [
+                self.catalog.records[n] for n in (*record_ids, *(r.id for r in changed)) if n in self.catalog.records
+            ]
             for record in changed:
                 self.catalog.put(record)
             changes.put(changed)
             for number in record_ids:
                 changes.take_out(number)
         self._write(changes)
+        self._forget_words(before)
+
+    def _forget_words(self, before: Sequence[FileRecord]) -> None:
+        """Forget texts of contents and places that these records had and no record has any more."""
+        if before:
+            records = self.catalog.records.values()
+            contents = {record.content for record in before} - {record.content for record in records}
+            places = {place.path for record in before for place in record.places}
+            self._words.remove(contents, places - {place.path for record in records for place in record.places})
 
     def finish(self) -> None:
         """Tidy up after many commits: compact the tables, drop dead rows from the snapshot."""
@@ -275,6 +295,11 @@ class _Changes:
     def records(self) -> list[FileRecord]:
         """New and changed records."""
         return [record for number, record in self._changed.items() if number not in self.removed]
+
+    @property
+    def lines(self) -> dict[str, tuple[Line, ...]]:
+        """Embedded subtitles of the new files, by content."""
+        return {file.record.content: file.lines for file in self._files}
 
     def rows(self, dim: int) -> tuple[np.ndarray, np.ndarray]:
         """WINDOW records (n,) and float32 vectors (n, D) of the new files."""

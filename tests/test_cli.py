@@ -111,7 +111,7 @@ def test_search_as_json(colours, monkeypatch, capsys):
     assert found["query"] == "red"
     assert found["windows"] == 7
     (moment,) = found["moments"]
-    assert set(moment) == {"path", "start_seconds", "end_seconds", "score", "peak_seconds", "windows"}
+    assert set(moment) == {"path", "start_seconds", "end_seconds", "score", "peak_seconds", "windows", "reasons"}
     assert moment["path"] == str(colours / "videos" / "a.mp4")
     assert (moment["start_seconds"], moment["end_seconds"]) == (0.0, 6.0)
 

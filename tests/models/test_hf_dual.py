@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra hf")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
+import av
 import huggingface_hub
 from hub_checkpoints import KINDS, TEXTS, full_model, processor, save_checkpoint
 from safetensors.torch import load_file, save_file
@@ -23,9 +25,12 @@ from elastivid import Index, OperatingPoint, Sampling, load
 from elastivid.app.info import describe
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import MissingExtraError, PointError, WeightsError
+from elastivid.search.indexing import embed_windows
+from elastivid.search.reading import Reading
 from elastivid.search.records import LibraryError
 from elastivid.select.frames import ChangingFrames, UniformFrames
 from elastivid.select.motion import GroupDynamic
+from elastivid.video import VideoReader
 from elastivid.weights import hub
 from elastivid.weights.licence import is_permissive
 
@@ -53,14 +58,14 @@ def model(folders, kind):
     return load(f"hf:{folders[kind]}")
 
 
-def pictures(*shapes, seed=0):
+def pictures(*shapes, seed=0, noise=20):
     """Smooth pictures (H, W, 3) with noise on top, as uint8."""
     rng = np.random.default_rng(seed)
     found = []
     for height, width in shapes:
         y, x = np.mgrid[:height, :width]
         waves = np.stack([np.sin(x / 7 + y / 9), np.cos(x / 5), np.sin(y / 11)], axis=-1) * 90 + 128
-        found.append(np.clip(waves + rng.normal(0, 20, waves.shape), 0, 255).astype(np.uint8))
+        found.append(np.clip(waves + rng.normal(0, noise, waves.shape), 0, 255).astype(np.uint8))
     return found
 
 
@@ -358,6 +363,29 @@ def test_an_index_of_the_hub(folders, kind, tmp_path, monkeypatch):
             Index.open(tmp_path / "library.ev", licence="permissive").search("dog")
     finally:
         (folders[kind] / "hidden").rename(folders[kind] / "README.md")
+
+
+@pytest.mark.parametrize("size", [(192, 96), (96, 192), (128, 128)])
+def test_indexing_decodes_what_the_model_sees(folders, kind, model, tmp_path, size):
+    """Frames handed over by the decoder need no resizing, and differ from resizing full frames only by its filter."""
+    path = str(tmp_path / "waves.mp4")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = *size, "yuv420p", 4_000_000
+        grey = pictures(size[::-1], noise=0)[0][..., :1].repeat(3, -1)  # colours are stored at half the resolution
+        frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    side = model.transform.size
+    reading = Reading(Sampling(frames=1, size=side), transform=model.transform)
+    with reading.open(path) as reader, VideoReader(path) as full:
+        ours, whole = reading.crop(reader.frames_at([0]).frames), full.frames_at([0]).frames
+    assert ours.shape == (1, side, side, 3)
+    reference = model.transform.squared(side)
+    levels = (replace(reference, shortest_edge=None)(ours) - reference(whole)).abs() * 255
+    assert (levels * torch.tensor(model.transform.std)[:, None, None]).mean() < 3
+    vector = embed_windows(model, ours[None], OperatingPoint())[0]
+    assert float(model.embed_images(reference(whole))[0] @ torch.from_numpy(vector)) > 0.99
 
 
 def test_describing_a_checkpoint_loads_neither_torch_nor_transformers(folders):

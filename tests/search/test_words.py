@@ -188,6 +188,25 @@ def test_what_is_printed(library):
     assert shown[-1].startswith("unknown: 'qwzrtk': no name or subtitle holds it")
 
 
+def test_subtitles_inside_a_video_are_found_and_follow_it(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    many = [(10 * n, 10 * n + 5, f"line {n} " + "ü" * 400) for n in range(1, 60)]  # more than fits one message
+    render_with_subtitles(folder / "a.mkv", "subrip", [*many, (3000, 4000, "a heron")])
+    render_with_subtitles(folder / "b.mp4", "mov_text", [(1500, 2500, "a goose")], colour="red")
+    index = Index.open(tmp_path / "library.ev", encoder=Speechless())
+    assert index.add(folder).indexed == 2
+    for word, name, times in (("heron", "a.mkv", (3.0, 4.0)), ("goose", "b.mp4", (1.5, 2.5))):
+        best = index.search(word)[0]
+        assert (Path(best.path).name, best.start_seconds, best.end_seconds) == (name, *times)
+    assert len(Words(index.path).find("line", index.files()).hits) == 59
+    (tmp_path / "moved").mkdir()
+    (folder / "a.mkv").rename(tmp_path / "moved" / "c.mkv")
+    index.add([folder, tmp_path / "moved"])
+    assert Path(index.search("heron")[0].path).name == "c.mkv"
+    assert index._encoder.windows_seen == 4
+
+
 def test_a_changed_subtitle_is_read_without_the_video(library, tmp_path):
     folder = tmp_path / "Rome 2024"
     seen = library._encoder.windows_seen

@@ -87,7 +87,11 @@ class Adding:
         with Claims(self._index.path) as claims:
             intake = Intake(writer, claims, self._notify)
             self._pipeline = Pipeline(
-                encoder, Reading(settings.sampling), settings.point, intake.commit, self._progress
+                encoder,
+                Reading(settings.sampling, transform=self._index._transform),
+                settings.point,
+                intake.commit,
+                self._progress,
             )
             jobs = [
                 Job(number, file.path, file.size_bytes, file.modified_ns, file.content, file.replaces)

@@ -29,6 +29,7 @@ from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError, QueryError
 from elastivid.search.store import Settings, Store
 from elastivid.search.words import Found, Words
+from elastivid.video.transforms import Transform
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
 
@@ -308,14 +309,14 @@ class Index:
     def _embed_example(self, like: str) -> np.ndarray:
         """Unit vector (D,) of the window around a time of a video."""
         from elastivid.search.indexing import embed_windows
-        from elastivid.search.reading import decode_mode
-        from elastivid.video.reader import VideoReader
+        from elastivid.search.reading import Reading, decode_mode
 
         made_by = self._store.settings()
         _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
         path, seconds = parse_example(like)
         sampling = made_by.sampling
-        with VideoReader(path, size=sampling.size) as reader:
+        reading = Reading(sampling, transform=self._transform)
+        with reading.open(path) as reader:
             duration = reader.metadata.duration_seconds or 0.0
             if seconds is not None and seconds > duration > 0:
                 raise QueryError(f"{printable(path)} lasts {duration:.1f} s, but the example is at {seconds:.1f} s")
@@ -327,7 +328,9 @@ class Index:
         if len(clip) == 0:
             raise QueryError(f"{printable(path)} shows nothing at {middle:.1f} s: {clip.problem}; take an earlier time")
         held = np.minimum(np.arange(sampling.frames), len(clip) - 1)  # where frames end, the last one stays
-        return embed_windows(self._encoder, clip.frames[held][None], self._wanted.point or made_by.point)[0]
+        return embed_windows(self._encoder, reading.crop(clip.frames)[held][None], self._wanted.point or made_by.point)[
+            0
+        ]
 
     # models
 
@@ -344,6 +347,12 @@ class Index:
         from elastivid.weights.load import load
 
         return load(self._model_name, allow_download=self._wanted.allow_download, licence=self._wanted.licence)
+
+    @property
+    def _transform(self) -> Transform:
+        """What the model does to pictures; of an encoder object that does something else, nothing is known."""
+        transform = self._encoder.transform
+        return transform if isinstance(transform, Transform) else Transform()
 
     @cached_property
     def _text_encoder(self) -> tuple[TextEncoder, str]:

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ from elastivid.search.records import FileRecord, Place
 from elastivid.search.snapshot import WINDOW
 from elastivid.search.workers import SKIPPED, Arrival, Take, Workers
 from elastivid.search.writer import IndexedFile
+from elastivid.video.transforms import Transform
 
 if TYPE_CHECKING:
     from elastivid.search.index import Encoder
@@ -293,12 +294,15 @@ class Pipeline:
 
 
 def embed_windows(encoder: Encoder, frames: np.ndarray, point: OperatingPoint) -> np.ndarray:
-    """Unit vectors float32 (B, D) of windows uint8 (B, T, H, W, 3)."""
+    """Unit vectors float32 (B, D) of windows uint8 (B, T, H, W, 3), cropped as `Reading` hands them over."""
     import torch
 
+    transform = encoder.transform
+    if isinstance(transform, Transform):
+        transform = replace(transform, shortest_edge=None)
     with torch.inference_mode():
         b, t = frames.shape[:2]
-        flat = encoder.transform(frames.reshape(b * t, *frames.shape[2:]))  # (B, T, H, W, 3) -> (B * T, 3, H, W)
+        flat = transform(frames.reshape(b * t, *frames.shape[2:]))  # (B, T, H, W, 3) -> (B * T, 3, H, W)
         video = flat.reshape(b, t, *flat.shape[1:])  # (B * T, 3, H, W) -> (B, T, 3, H, W)
         vectors = encoder.embed_clips(video, point=point)
     return vectors.float().cpu().numpy()
@@ -322,4 +326,4 @@ def _finish(opened: _OpenFile, ending: Ending, dim: int) -> IndexedFile:
         windows=len(windows),
     )
     vectors = np.stack(opened.vectors) if opened.vectors else np.zeros((0, dim), dtype=np.float32)
-    return IndexedFile(record, windows, vectors, job.replaces)
+    return IndexedFile(record, windows, vectors, job.replaces, ending.lines)

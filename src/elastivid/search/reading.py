@@ -21,6 +21,8 @@ from elastivid.video.errors import TruncatedVideoError, VideoError, VideoTimeout
 from elastivid.video.reader import VideoReader
 from elastivid.video.samplers import window_starts, window_times
 from elastivid.video.source import Limits, is_url
+from elastivid.video.subtitles import Line
+from elastivid.video.transforms import Transform
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,28 @@ class Reading:
         sampling: which frames.
         limits: what one file may cost.
         allow_url: whether http and https addresses are read too.
+        transform: what the model does to pictures: its filter is used and what it would cut off is not handed over.
     """
 
     sampling: Sampling
     limits: Limits = field(default_factory=Limits)
     allow_url: bool = False
+    transform: Transform = field(default_factory=Transform)
+
+    def open(self, path: str) -> VideoReader:
+        """A reader whose frames are those of the windows, before `crop`."""
+        square = self._square
+        return VideoReader(
+            path, size=square.frame_size, filter=square.filter, limits=self.limits, allow_url=self.allow_url
+        )
+
+    def crop(self, frames: Any) -> Any:
+        """The squares (..., S, S, 3) of frames (..., H, W, 3) that are handed over."""
+        return self._square.crop(frames)
+
+    @property
+    def _square(self) -> Transform:
+        return self.transform.squared(self.sampling.size)
 
     @property
     def window_shape(self) -> tuple[int, int, int, int]:
@@ -93,6 +112,7 @@ class Ending:
         duration_seconds: as the file claims; 0 where it says nothing.
         width: pixels, 0 where unknown.
         height: pixels, 0 where unknown.
+        lines: subtitles inside the file.
     """
 
     status: str
@@ -102,6 +122,7 @@ class Ending:
     duration_seconds: float = 0.0
     width: int = 0
     height: int = 0
+    lines: tuple[Line, ...] = ()
 
 
 Put = Callable[[Window, list[np.ndarray]], None]
@@ -122,7 +143,7 @@ def read_file(job: Job, reading: Reading, put: Put) -> Ending:
     sent, covered, problem, status = 0, 0.0, "", "failed"
     values: dict[str, Any] = {}
     try:
-        with VideoReader(job.path, size=reading.sampling.size, limits=limits, allow_url=reading.allow_url) as reader:
+        with reading.open(job.path) as reader:
             metadata = reader.metadata
             duration = metadata.duration_seconds or 0.0
             values = {"duration_seconds": duration, "width": metadata.width, "height": metadata.height}
@@ -130,13 +151,15 @@ def read_file(job: Job, reading: Reading, put: Put) -> Ending:
                 problem = problem or trouble
                 clock.pause()
                 share = min(end / duration, 1.0) if duration else 0.0
-                put(Window(start, end, end - max(start, covered), share), frames)
+                put(Window(start, end, end - max(start, covered), share), [reading.crop(frame) for frame in frames])
                 clock.resume()
                 sent, covered = sent + 1, end
                 if clock.total() > limits.seconds:
                     raise VideoTimeoutError(
                         f"reading took longer than Limits.seconds={limits.seconds:g}, up to {end:.1f} s of the video"
                     )
+            if not is_url(job.path):  # it would be fetched a second time
+                values["lines"] = tuple(reader.subtitles())
         problem = problem or _changed(job)
     except MemoryError:
         problem = f"reading needs more memory than Limits.memory_megabytes={limits.memory_megabytes}"

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import IO, NoReturn
@@ -33,6 +33,7 @@ import numpy as np
 
 from elastivid.core.errors import ElastividError
 from elastivid.search.reading import Ending, Job, Put, Reading, Window, read_file
+from elastivid.video.subtitles import MAX_LINES, Line
 
 COUNT = max(2, (os.cpu_count() or 2) // 2)
 QUEUED_WINDOWS = 32  # read ahead of the encoder, by all workers together
@@ -40,6 +41,7 @@ START_SECONDS = 120.0  # a process may take this long to start, on a machine tha
 GRACE_SECONDS = 5.0  # a worker keeps to Limits.stall_seconds itself; it is stopped when it does not
 TICK_SECONDS = 1.0
 MESSAGE_BYTES = 1 << 16
+LINES_AT_ONCE = 8  # of up to 1000 characters, each up to 6 bytes in JSON
 LAST_WORDS_BYTES = 2000
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
@@ -186,7 +188,12 @@ class Workers:
     def _accept(self, worker: _Worker, job: Job, message: dict) -> Ending | None:
         worker.heard = time.monotonic()
         if "ending" in message:
-            return Ending(**message["ending"])
+            return Ending(**{**message["ending"], "lines": tuple(worker.lines)})
+        if "lines" in message:
+            worker.lines += [Line(float(start), float(end), str(text)) for start, end, text in message["lines"]]
+            if len(worker.lines) > MAX_LINES:
+                raise ValueError("more subtitles than a file may have")
+            return None
         if "window" in message:
             slot = worker.fill(int(message["slot"]))
             self._arrivals.put(Arrival(job, Window(**message["window"]), worker, slot))
@@ -206,6 +213,7 @@ class _Worker:
         self.given = 0  # windows of the file that is being read
         self.ready = self.ended = False
         self.heard = time.monotonic()
+        self.lines: list[Line] = []  # subtitles of the file that is being read
         self._waiting: set[int] = set()  # slots whose windows nobody took yet
         self._slots = setup.slots
         self._lock = threading.Lock()
@@ -227,7 +235,7 @@ class _Worker:
 
     def assign(self, job: Job) -> None:
         """Let the worker read a file."""
-        self.given, self.heard = 0, time.monotonic()
+        self.given, self.heard, self.lines = 0, time.monotonic(), []
         self._send(job)
 
     def fill(self, slot: int) -> int:
@@ -337,7 +345,9 @@ class _Reader:
             job = self._listen()
             if job is not None:
                 ending = self._setup.read(job, self._setup.reading, self._put)
-                self._tell(ending=asdict(ending))
+                for first in range(0, len(ending.lines), LINES_AT_ONCE):
+                    self._tell(lines=[astuple(line) for line in ending.lines[first : first + LINES_AT_ONCE]])
+                self._tell(ending=asdict(replace(ending, lines=())))
 
     def _put(self, window: Window, frames: list[np.ndarray]) -> None:
         while not self._free:

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 
+import av
 import numpy as np
+from av.stream import Discard
 
 from elastivid.core.clip import Clip
 from elastivid.core.errors import PointError
@@ -19,7 +21,8 @@ from elastivid.video.decoder import Decoded, Decoder, IndexMismatch
 from elastivid.video.errors import TruncatedVideoError, VideoTooLargeError
 from elastivid.video.frames import FrameConverter, FrameSize
 from elastivid.video.index import PacketIndex
-from elastivid.video.source import Limits, VideoMetadata, describe
+from elastivid.video.source import Limits, VideoMetadata, describe, open_container
+from elastivid.video.subtitles import TEXT_CODECS, Line, embedded_lines
 
 HOLD_SECONDS = 1.0
 
@@ -64,6 +67,7 @@ class VideoReader:
         self._convert = FrameConverter(size, filter)
         self._decoder = Decoder(path, limits or Limits(), threads, allow_url)
         self._path = self._decoder.path
+        self._allow_url = allow_url
         self._metadata: VideoMetadata | None = None
 
     def __enter__(self) -> VideoReader:
@@ -95,6 +99,29 @@ class VideoReader:
                 described = replace(described, duration_seconds=decoder.measure_seconds())
             self._metadata = described
         return self._metadata
+
+    def subtitles(self) -> list[Line]:
+        """Lines of the text subtitle streams inside the file, at times that count as those of frames do.
+
+        Where there are none nothing is read. Otherwise the file is opened once more and its packets are passed over.
+
+        Raises:
+            VideoError: the file cannot be read to its end.
+        """
+        decoder = self._decoder
+        if not any(stream.codec_context.name in TEXT_CODECS for stream in decoder.container.streams.subtitles):
+            return []
+        start = self.metadata.start_seconds or 0.0
+        container, _ = open_container(self._path, decoder.limits, allow_url=self._allow_url)
+        try:
+            for stream in container.streams:
+                if stream.type != "subtitle":
+                    stream.discard = Discard.all
+            return embedded_lines(container, start)
+        except av.error.FFmpegError as error:
+            raise TruncatedVideoError(f"{self._path}: its subtitles end early: {error}") from error
+        finally:
+            container.close()
 
     def measure_seconds(self) -> float:
         """Duration that the packets tell, whatever the header claims. Reads the whole file without decoding it."""

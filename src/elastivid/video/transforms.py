@@ -5,7 +5,7 @@ Letters: T frames, H height, W width, S side of the model input.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,21 @@ class Transform:
             return rows * self.patch_size, columns * self.patch_size
         return self.size, self.size
 
+    def crop(self, pictures: Any) -> Any:
+        """The part (..., S, S, 3) of resized pictures (..., H, W, 3) that the model sees, as a view."""
+        if self.shortest_edge is None:
+            return pictures
+        top, left = (pictures.shape[-3] - self.size) // 2, (pictures.shape[-2] - self.size) // 2
+        return pictures[..., top : top + self.size, left : left + self.size, :]
+
+    def squared(self, size: int) -> Transform:
+        """The same for a square input of `size` pixels: what a decoder has to know to hand over pictures of one size.
+
+        A rule that keeps the aspect without cropping gives way to squeezing.
+        """
+        edge = None if self.shortest_edge is None else round(self.shortest_edge * size / self.size)
+        return replace(self, size=size, shortest_edge=edge, patch_size=None, max_patches=None)
+
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
         """Model input of a clip.
 
@@ -106,9 +121,7 @@ class Transform:
         size = self.frame_size(*video.shape[-2:])
         if video.shape[-2:] != size:
             video = interpolate(video, size, mode=self.filter, antialias=True)  # (T, 3, *size)
-        if self.shortest_edge is not None:
-            top, left = (size[0] - self.size) // 2, (size[1] - self.size) // 2
-            video = video[:, :, top : top + self.size, left : left + self.size]  # (T, 3, S, S)
+        video = self.crop(video.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (T, 3, S, S)
         scale = 1.0 / (255.0 * torch.tensor(self.std))
         offset = -torch.tensor(self.mean) / torch.tensor(self.std)
         shape = (1, 3, 1, 1)

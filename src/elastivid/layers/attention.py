@@ -5,12 +5,16 @@ Letters: B batch, N tokens, D channels, d active ones (see `layers.elastic`), A 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.layers.elastic import first, linear, merge_heads, split_heads, stacked_linear
 from elastivid.layers.norm import RMSNorm, inverse_rms
+
+SCORES_AT_ONCE = 2**20  # 2 MB in bfloat16
 
 
 class ChannelAffine(nn.Module):
@@ -62,7 +66,7 @@ class Attention(nn.Module):
         q = q * inverse_rms(q, self.q_norm.eps) * both
         k = k * inverse_rms(k, self.k_norm.eps)
         query, key, value = (split_heads(y, self.head_dim) for y in (q, k, v))  # each (B, A, N, K)
-        out = merge_heads(F.scaled_dot_product_attention(query, key, value, attn_mask=key_bias(sizes, x.dtype)))
+        out = merge_heads(attend(query, key, value, key_bias(sizes, x.dtype)))  # (B, N, d)
         if self.local is not None:
             out = out + self.local(v)
         return linear(out, self.proj, d)
@@ -75,3 +79,57 @@ def key_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     is padding: it attracts nothing.
     """
     return None if sizes is None else sizes.log().to(dtype)[:, None, None, :]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(K) + bias) V of every head.
+
+    torch's fused kernel, except in bfloat16 on a CPU that multiplies bfloat16 by vectors and not by tiles (AMX): there
+    the kernel runs no faster than in float32, and a few heads or rows at a time through two ordinary products take a
+    third of its time (docs/benchmarks/elastic.md).
+
+    Args:
+        q: (B, A, M, K).
+        k, v: (B, A, N, K).
+        bias: (B, 1, 1, N), added to every query's logits.
+
+    Returns:
+        (B, A, M, K).
+    """
+    if q.dtype == torch.bfloat16 and q.is_cpu and not torch.is_grad_enabled() and _multiplies_bf16_by_vectors():
+        return attend_in_steps(q, k, v, bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+@lru_cache(maxsize=1)
+def _multiplies_bf16_by_vectors() -> bool:
+    """Whether this CPU has bfloat16 products for its vector registers but no tiles."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16")) and not able.get("amx_bf16")
+
+
+@torch.library.custom_op("elastivid::attend_in_steps", mutates_args=())
+def attend_in_steps(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`attend` by matrix products over so many heads or rows at a time that their scores stay in the cache."""
+    batch, heads, queries, dim = q.shape
+    keys = k.shape[2]
+    q = q.flatten(0, 1)  # (B*A, M, K)
+    k, v = (y.flatten(0, 1).contiguous() for y in (k, v))  # (B*A, N, K); the products would copy them at every step
+    if bias is not None:
+        bias = bias.expand(batch, heads, 1, keys).flatten(0, 1)  # (B*A, 1, N)
+    out = q.new_empty(q.shape)
+    rows = min(queries, max(1, SCORES_AT_ONCE // keys))
+    group = max(1, SCORES_AT_ONCE // (rows * keys))
+    for head in range(0, batch * heads, group):
+        some = slice(head, head + group)
+        for row in range(0, queries, rows):
+            scores = torch.bmm(q[some, row : row + rows] * dim**-0.5, k[some].transpose(1, 2))  # (G, R, N)
+            if bias is not None:
+                scores += bias[some]
+            torch.bmm(scores.softmax(dim=-1), v[some], out=out[some, row : row + rows])  # (G, R, K)
+    return out.unflatten(0, (batch, heads))  # (B, A, M, K)
+
+
+@attend_in_steps.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    return q.new_empty(q.shape)

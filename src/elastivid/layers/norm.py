@@ -16,9 +16,9 @@ from elastivid.layers.elastic import first
 
 
 def inverse_rms(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last dimension: (..., D) to (..., 1)."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return torch.rsqrt(norm.square() / x.shape[-1] + eps)
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, squared and inverted in float32: (..., D) to (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True).float()  # asking it for float32 would convert all of x
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
 
 
 class RMSNorm(nn.Module):

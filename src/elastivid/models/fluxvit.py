@@ -53,6 +53,8 @@ from elastivid.models.base import VideoEncoder
 from elastivid.select.base import Reducer
 from elastivid.select.motion import GroupDynamic
 
+ROWS_AT_ONCE = 1024  # tokens that pass the blocks together on a CPU
+
 
 @dataclass(frozen=True)
 class FluxViTConfig:
@@ -315,10 +317,7 @@ class FluxViT(VideoEncoder):
         cls = (self.cls_token + self.positions[:, :1])[..., :d]  # (1, 1, d)
         x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, d)
         placed = replace(placed, x=x, num_prefix=1)
-        sizes = placed.key_sizes  # (B, 1+K), None when all count the same
-        for block, width in zip(self.blocks, widths, strict=True):
-            x = block(fit_width(x, width), sizes)
-        taps["pooled"] = self.pools[head](x, sizes)
+        x, taps["pooled"] = self._blocks_and_pool(x, placed.key_sizes, widths, head)
         embedding = self.pool_norm(taps["pooled"])
         logits = self.classifiers[head](embedding) if self.classifiers else None
         return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
@@ -328,6 +327,24 @@ class FluxViT(VideoEncoder):
         small = super().at(point)
         small.selector = self.selector
         return small
+
+    def _blocks_and_pool(
+        self, x: Tensor, sizes: Tensor | None, widths: tuple[int, ...], head: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, 1+K, d) to tokens of the last width and pooled features (B, pool_dim).
+
+        On a CPU and without gradients a few clips at a time: more rows make no product faster, but hidden layers
+        leave the cache, and memory grows with the batch.
+        """
+        batch, rows, _ = x.shape
+        at_once = max(1, ROWS_AT_ONCE // rows)
+        if x.is_cpu and not torch.is_grad_enabled() and at_once < batch:
+            pieces = zip(x.split(at_once), [None] * batch if sizes is None else sizes.split(at_once), strict=False)
+            done = [self._blocks_and_pool(part, size, widths, head) for part, size in pieces]
+            return torch.cat([tokens for tokens, _ in done]), torch.cat([pooled for _, pooled in done])
+        for block, width in zip(self.blocks, widths, strict=True):
+            x = block(fit_width(x, width), sizes)
+        return x, self.pools[head](x, sizes)
 
     def _widths(self, point: OperatingPoint | None) -> tuple[int, ...]:
         return self.config.widths_at(point.width if point else None)

@@ -33,6 +33,10 @@ COMMANDS = {
         "--full-hash",
         "--allow-download",
         "--licence",
+        "--allow-url",
+        "--limit-seconds",
+        "--limit-memory",
+        "--engine",
     },
     "search": {
         "--like",

@@ -187,6 +187,11 @@ def test_resolution_change_keeps_the_first_size(folder):
         assert sizes == {64, 128}
         assert reader.frames_at(np.arange(12)).frames.shape == (12, 64, 64, 3)
         assert reader.metadata.duration_seconds == pytest.approx(12 / 25, abs=0.05)
+    with (
+        VideoReader(joined, limits=Limits(pixels=64 * 64)) as reader,
+        pytest.raises(VideoTooLargeError, match="a frame of 128x128 pixels exceeds"),
+    ):
+        reader.frames_at(np.arange(12))
 
 
 def test_a_file_too_large_to_keep_is_read_again_through_verified_seeks(closed, monkeypatch):

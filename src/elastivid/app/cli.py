@@ -81,7 +81,7 @@ def _root(
 
 @app.command()
 def index(
-    sources: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders or files to index.")],
+    sources: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Folders or files to index.")],
     path: IndexOption = DEFAULT_INDEX,
     model: Annotated[
         str | None, typer.Option(help="nano, a weights file, or hf:organisation/repository [default: nano].")
@@ -95,8 +95,17 @@ def index(
     full_hash: Annotated[
         bool, typer.Option("--full-hash", help="Tell files of a new index apart by all of their bytes.")
     ] = False,
+    allow_url: Annotated[bool, typer.Option("--allow-url", help="Also read http and https addresses.")] = False,
+    limit_seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="Stop reading a file after this time [default: 14400].")
+    ] = None,
+    limit_memory: Annotated[
+        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 2048].")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster or on Ray on this machine.")] = "local",
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
+    from elastivid.app.engines import engine_named, limits_of
     from elastivid.app.interrupts import interruptible
     from elastivid.app.progress import show_progress
     from elastivid.search.index import Index
@@ -109,8 +118,17 @@ def index(
         licence=licence,
         full_hash=full_hash or None,
     )
+    limits, how = limits_of(limit_seconds, limit_memory), engine_named(engine)
     with interruptible("finished files are kept, run the same command to go on"), show_progress() as progress:
-        report = library.add(sources, progress=progress, retry_failed=retry_failed, notify=_notify)
+        report = library.add(
+            sources,
+            progress=progress,
+            retry_failed=retry_failed,
+            notify=_notify,
+            limits=limits,
+            allow_url=allow_url,
+            engine=how,
+        )
     print("\n".join(lines_of_add(report, library)))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from elastivid.search.printing import clock, printable, span
 from elastivid.search.records import FileRecord, path_to_text
 from elastivid.search.words import Words
+from elastivid.video.address import is_url
 
 if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index, SearchResult
@@ -30,7 +31,7 @@ def lines_of_moments(result: SearchResult) -> list[str]:
     width = min(max(len(path) for path in paths), 80)
     lines = []
     for number, (moment, path) in enumerate(zip(result.moments, paths, strict=True), start=1):
-        gone = "" if os.path.exists(moment.path) else "   (file is gone)"
+        gone = "" if is_url(moment.path) or os.path.exists(moment.path) else "   (file is gone)"
         times = f"{clock(moment.start_seconds)} - {clock(moment.end_seconds)}"
         lines.append(f"{number:3d}  {moment.score:6.3f}  {path:<{width}}  {times}{gone}")
         texts = [printable(reason) for reason in moment.reasons if not reason.startswith("picture ")]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from elastivid import __version__
 from elastivid.search.catalog import Catalog
 from elastivid.search.claims import Claims
-from elastivid.search.indexing import Pipeline, Progress, Spent
+from elastivid.search.indexing import Engine, Pipeline, Progress, Spent
 from elastivid.search.intake import Intake
 from elastivid.search.library import Changes, FoundFile, compare, find_videos
 from elastivid.search.printing import printable
@@ -18,10 +19,26 @@ from elastivid.search.reading import Job, Reading
 from elastivid.search.records import FileRecord, Place, path_to_text
 from elastivid.search.words import Words
 from elastivid.search.writer import Seen, Writer
+from elastivid.video.source import Limits
 
 if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index
     from elastivid.search.store import Settings
+
+
+@dataclass(frozen=True)
+class Means:
+    """By what means files are read.
+
+    Args:
+        limits: what reading one of them may cost.
+        allow_url: whether http and https addresses are read.
+        engine: what turns files into vectors.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    allow_url: bool = False
+    engine: Engine = Pipeline
 
 
 class Adding:
@@ -31,11 +48,17 @@ class Adding:
         index: what files are added to.
         progress: called about once per batch.
         notify: is told when another process has to be waited for.
+        means: how files are read.
     """
 
     def __init__(
-        self, index: Index, progress: Callable[[Progress], None] | None, notify: Callable[[str], None] | None
+        self,
+        index: Index,
+        progress: Callable[[Progress], None] | None,
+        notify: Callable[[str], None] | None,
+        means: Means,
     ) -> None:
+        self._means = means
         self._index, self._progress, self._notify = index, progress, notify
         self._started = time.perf_counter()
         self._pipeline: Pipeline | None = None
@@ -45,7 +68,7 @@ class Adding:
 
     def run(self, roots: list[str], retry_failed: bool) -> AddReport:
         """See `Index.add`."""
-        found, unlisted = find_videos(roots)
+        found, unlisted = find_videos(roots, allow_url=self._means.allow_url)
         index, store = self._index, self._index._store
         settings = index._settings_for_writing()
         if index._asks_for_a_model:
@@ -86,13 +109,10 @@ class Adding:
         self._load_seconds = time.perf_counter() - before
         with Claims(self._index.path) as claims:
             intake = Intake(writer, claims, self._notify)
-            self._pipeline = Pipeline(
-                encoder,
-                Reading(settings.sampling, transform=self._index._transform),
-                settings.point,
-                intake.commit,
-                self._progress,
+            reading = Reading(
+                settings.sampling, self._means.limits, self._means.allow_url, transform=self._index._transform
             )
+            self._pipeline = self._means.engine(encoder, reading, settings.point, intake.commit, self._progress)
             jobs = [
                 Job(number, file.path, file.size_bytes, file.modified_ns, file.content, file.replaces)
                 for number, file in enumerate(files)

@@ -35,8 +35,9 @@ from elastivid.weights.licence import ANY, require_licence
 
 if TYPE_CHECKING:
     from elastivid.core.cost import Cost
-    from elastivid.search.indexing import Progress, Spent
+    from elastivid.search.indexing import Engine, Progress, Spent
     from elastivid.search.text import TextEncoder
+    from elastivid.video.source import Limits
 
 DEFAULT_MODEL = "nano"
 DEFAULT_POINT = OperatingPoint(tokens=256)
@@ -224,6 +225,9 @@ class Index:
         progress: Callable[[Progress], None] | None = None,
         retry_failed: bool = False,
         notify: Callable[[str], None] | None = None,
+        limits: Limits | None = None,
+        allow_url: bool = False,
+        engine: Engine | None = None,
     ) -> AddReport:
         """Bring the index up to date with folders or files: only new and changed files are read.
 
@@ -233,18 +237,26 @@ class Index:
         Several processes may add at the same time: they share the work.
 
         Args:
-            sources: folder, file, or several of them.
+            sources: folder, file, or several of them; an http or https address where `allow_url` permits.
             progress: called about once per batch.
             retry_failed: read files again that failed before although they did not change.
             notify: is told in words when another process has to be waited for.
+            limits: what reading one file may cost; a file beyond them is reported, and the others are read.
+            allow_url: also read addresses of single videos. Nothing is fetched otherwise.
+            engine: what turns files into vectors; None takes `elastivid.search.indexing.Pipeline`, this machine.
 
         Raises:
-            LibraryError: a source does not exist, the index was made by another model, or the disk is full.
+            LibraryError: a source does not exist or is an address that is not allowed, the index was made by another
+                model, or the disk is full.
+            WorkerError: processes that read files cannot be started.
         """
-        from elastivid.search.adding import Adding
+        from elastivid.search.adding import Adding, Means
+        from elastivid.search.indexing import Pipeline
+        from elastivid.video.source import Limits
 
         roots = roots_of([sources] if isinstance(sources, str | Path) else sources)
-        return Adding(self, progress, notify).run(roots, retry_failed)
+        means = Means(limits or Limits(), allow_url, engine or Pipeline)
+        return Adding(self, progress, notify, means).run(roots, retry_failed)
 
     # searching
 

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -98,6 +98,22 @@ class _OpenFile:
         self.times.append((window.start_seconds, window.end_seconds))
         self.vectors.append(vector)
         self.fraction = window.fraction
+
+
+Commit = Callable[[list[IndexedFile]], None]  # stores finished files
+
+
+class Engine(Protocol):
+    """What makes a `Pipeline`, or something that does the same elsewhere."""
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        reading: Reading,
+        point: OperatingPoint,
+        commit: Commit,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Pipeline: ...
 
 
 class _Batch:
@@ -179,6 +195,7 @@ class Pipeline:
         point: what the encoder spends on a window.
         commit: stores finished files; called about once a second and at the end.
         progress: called after every batch and every file.
+        cores: processes that read and threads that embed; None takes what suits this machine.
     """
 
     def __init__(
@@ -186,11 +203,12 @@ class Pipeline:
         encoder: Encoder,
         reading: Reading,
         point: OperatingPoint,
-        commit: Callable[[list[IndexedFile]], None],
+        commit: Commit,
         progress: Callable[[Progress], None] | None = None,
+        cores: int | None = None,
     ) -> None:
         self._encoder, self._reading, self._point = encoder, reading, point
-        self._commit, self._progress = commit, progress
+        self._commit, self._progress, self._cores = commit, progress, cores
         self._open: dict[int, _OpenFile] = {}
         self._batch = _Batch(reading.window_shape)
         self._finished: list[IndexedFile] = []
@@ -213,7 +231,10 @@ class Pipeline:
         if not jobs:
             return
         try:
-            with Workers(jobs, self._reading, take) as workers, Encoders(self._encoder, self._point) as encoders:
+            with (
+                Workers(jobs, self._reading, take, count=self._cores) as workers,
+                Encoders(self._encoder, self._point, self._cores or ENCODER_THREADS) as encoders,
+            ):
                 ended = 0
                 while ended < len(jobs):
                     arrival = workers.get()

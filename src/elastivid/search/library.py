@@ -11,6 +11,7 @@ from elastivid.search.catalog import Catalog
 from elastivid.search.identity import content_of
 from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError
+from elastivid.video.address import is_url
 
 _SUFFIXES = """
     3gp asf avi divx dv f4v flv gif h264 h265 hevc ivf m1v m2ts m2v m4v mjpeg mkv mov mp4 mpeg mpg mts mxf nut obu
@@ -55,20 +56,29 @@ class Changes:
     gone: list[str]
 
 
-def find_videos(sources: Iterable[str | Path]) -> tuple[list[FoundFile], list[OSError]]:
+def find_videos(sources: Iterable[str | Path], *, allow_url: bool = False) -> tuple[list[FoundFile], list[OSError]]:
     """Video files in folders (by suffix, subfolders included, hidden ones left out) and files named one by one.
+
+    An address is taken as it is where that is allowed: one that was read once does not change.
 
     Returns:
         The files by path, and why folders could not be listed.
 
     Raises:
-        LibraryError: a source does not exist.
+        LibraryError: a source does not exist, or is an address that may not be read.
     """
     found: dict[str, FoundFile] = {}
     unlisted: list[OSError] = []
-    for source in sources:
-        path = os.path.abspath(os.path.expanduser(source))
-        if os.path.isdir(path):
+    for path in roots_of(sources):
+        if is_url(path) and not allow_url:
+            raise LibraryError(
+                f"{printable(path)} is an address, and nothing is fetched unasked: allow it (--allow-url, "
+                "allow_url=True) or download it first"
+            )
+        if is_url(path):
+            names = []
+            found[path] = FoundFile(path, 0, 0)
+        elif os.path.isdir(path):
             names = list(_walk(path, unlisted.append))
         elif os.path.exists(path):
             names = [path]
@@ -124,8 +134,11 @@ def compare(
 
 
 def roots_of(sources: Iterable[str | Path]) -> list[str]:
-    """Absolute paths of sources."""
-    return [os.path.abspath(os.path.expanduser(source)) for source in sources]
+    """Absolute paths of sources; addresses as they are."""
+    return [
+        source if isinstance(source, str) and is_url(source) else os.path.abspath(os.path.expanduser(source))
+        for source in sources
+    ]
 
 
 def lies_in(path: str, root: str) -> bool:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from elastivid.core.point import Sampling
+from elastivid.video.address import is_url
 from elastivid.video.errors import TruncatedVideoError, VideoError, VideoTimeoutError, VideoTooLargeError
 from elastivid.video.reader import VideoReader
 from elastivid.video.samplers import window_starts, window_times
-from elastivid.video.source import Limits, is_url
+from elastivid.video.source import Limits
 from elastivid.video.subtitles import Line
 from elastivid.video.transforms import Transform
 

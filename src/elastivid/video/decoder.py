@@ -83,7 +83,10 @@ class Decoder:
     @property
     def problem(self) -> str:
         """Empty when everything decoded so far was sound."""
-        failed = f"{self.failed_packets} packets cannot be decoded ({self._failure})" if self.failed_packets else ""
+        failed = ""
+        if self.failed_packets:
+            plural = "s" if self.failed_packets > 1 else ""
+            failed = f"{self.failed_packets} packet{plural} cannot be decoded ({self._failure})"
         return "; ".join(filter(None, (failed, self._early_end)))
 
     def _open(self) -> None:

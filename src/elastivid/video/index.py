@@ -29,6 +29,7 @@ from elastivid.video.bitstream import PacketParser, Start
 from elastivid.video.source import refuse_encryption
 
 CACHED_PACKET_BYTES = 64 << 20
+PACKET_OVERHEAD_BYTES = 400  # of keeping a packet, beside its content
 REGULAR_GAPS = (0.75, 1.5)  # of the median gap between neighbouring frames
 MAX_DOUBTFUL_FRAMES = 600
 
@@ -204,7 +205,7 @@ def build_index(
                 end = max(end, pts + (packet.duration or 0))
             kinds.append(parser.start(data) if key else Start.NO)
             identity.append((packet.dts, pts, packet.size))
-            size += packet.size
+            size += packet.size + PACKET_OVERHEAD_BYTES
             if size > CACHED_PACKET_BYTES:
                 packets = None
             if packets is not None:

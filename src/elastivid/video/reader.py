@@ -320,7 +320,7 @@ class VideoReader:
                 height, width = self._shape()
                 self._need_bytes(count * height * width * 3)
                 frames = np.empty((count, height, width, 3), dtype=np.uint8)  # (T, H, W, 3)
-            self._convert(item.frame, frames[len(indices)])
+            self._pixels(item, frames[len(indices)])
             indices.append(item.index)
             times.append(item.seconds)
         if count:
@@ -329,8 +329,23 @@ class VideoReader:
 
     def _one(self, item: Decoded) -> Clip:
         self._shape()
-        pixels = self._convert(item.frame)[None]  # (1, H, W, 3)
+        pixels = self._pixels(item)[None]  # (1, H, W, 3)
         return Clip(pixels, np.array([item.index]), np.array([item.seconds]), self._path, self._decoder.problem)
+
+    def _pixels(self, item: Decoded, out: np.ndarray | None = None) -> np.ndarray:
+        frame, limits = item.frame, self._decoder.limits
+        if frame.width * frame.height > limits.pixels:
+            raise VideoTooLargeError(
+                f"{self._path}: a frame of {frame.width}x{frame.height} pixels exceeds Limits.pixels={limits.pixels}"
+            )
+        try:
+            return self._convert(frame, out)
+        except av.error.FFmpegError as error:
+            height, width = self._convert.shape
+            raise TruncatedVideoError(
+                f"{self._path}: a frame of {frame.width}x{frame.height} pixels cannot be turned into RGB of "
+                f"{width}x{height} ({error.strerror})"
+            ) from error
 
     def _shape(self) -> tuple[int, int]:
         if not self._convert.ready:
@@ -352,7 +367,10 @@ class VideoReader:
 
     def _nothing(self) -> str:
         problem = self._decoder.problem
-        return f"{self._path}: no frame can be decoded" + (f" ({problem})" if problem else "; the file may be cut off")
+        why = f" ({problem})" if problem else "; the file may be cut off"
+        if not self._decoder.stream.codec_context.width:  # the decoder refused them before it told their size
+            why += f"; or its frames have more than Limits.pixels={self._decoder.limits.pixels} pixels"
+        return f"{self._path}: no frame can be decoded{why}"
 
 
 def _shown_at(index: PacketIndex, seconds: np.ndarray, *, keyframes_only: bool) -> np.ndarray:

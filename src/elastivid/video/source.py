@@ -22,6 +22,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from elastivid.video.address import is_url
 from elastivid.video.errors import (
     EncryptedVideoError,
     NotAVideoError,
@@ -114,11 +115,6 @@ class VideoMetadata:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def is_url(path: str | os.PathLike[str]) -> bool:
-    """Whether this is an http or https address rather than the name of a file."""
-    return isinstance(path, str) and path.lower().startswith(("http://", "https://"))
-
-
 def local_file(path: str | os.PathLike[str]) -> str:
     """Absolute name of an existing regular file.
 
@@ -162,7 +158,7 @@ def open_container(path: str, limits: Limits, *, allow_url: bool = False) -> tup
         container = av.open(
             name,
             container_options={"protocol_whitelist": protocols, "format_whitelist": CONTAINER_FORMATS},
-            options={"max_pixels": str(limits.pixels)},
+            options=_decoder_options(limits),
             metadata_errors="replace",
             timeout=limits.stall_seconds,
         )
@@ -190,6 +186,11 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def _decoder_options(limits: Limits) -> dict[str, str]:
+    """What keeps FFmpeg from making larger frames. It counts their borders too: the reader compares exactly."""
+    return {"max_pixels": str(2 * limits.pixels + (1 << 16))}
+
+
 def _video_stream(container: InputContainer, path: str, limits: Limits) -> VideoStream:
     pictures = 0
     for stream in container.streams.video:
@@ -205,6 +206,7 @@ def _video_stream(container: InputContainer, path: str, limits: Limits) -> Video
             raise VideoTooLargeError(
                 f"{path}: frames of {codec.width}x{codec.height} pixels exceed Limits.pixels={limits.pixels}"
             )
+        codec.options = {**codec.options, **_decoder_options(limits)}  # the header may say less, or nothing
         return stream
     found = ", ".join(sorted({s.type for s in container.streams})) or "none"
     extra = f" ({pictures} attached picture)" if pictures else ""

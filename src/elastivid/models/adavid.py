@@ -22,63 +22,47 @@ Letters: B batch, T frames, H W pixels, S segments, D channels at hand, E channe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.errors import WeightsError
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
-from elastivid.layers.elastic import copy_first, first, fit_width, layer_norm, linear, widths_of
+from elastivid.layers.elastic import first, fit_width, layer_norm, linear, widths_of
 from elastivid.models import distilbert, timesformer
-from elastivid.models.base import DualEncoder, VideoEncoder
+from elastivid.models.base import DualEncoder, VideoEncoder, cut
 from elastivid.models.distilbert import MINILM_VOCAB_SIZE, DistilBert, DistilBertConfig, shipped_tokenizer
 from elastivid.models.timesformer import EPS, JointBlock, TimeSformer, TimeSformerConfig, initialise
+from elastivid.models.towers import TwoTowers
 from elastivid.video.transforms import Transform
 
 Width = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class AdaVidConfig:
-    """Sizes of the clip encoder: a TimeSformer, by default Frozen's, and channels E of the shared space."""
+class AdaVidConfig(TimeSformerConfig):
+    """Sizes of the clip encoder: a TimeSformer, by default Frozen's for 4 frames, and channels E of the space."""
 
-    video: TimeSformerConfig = field(default_factory=lambda: timesformer.PRESETS["frozen-base"])
+    num_frames: int = 4
+    attention: str = "frozen"
     output_dim: int = 256
 
-    def build(self) -> AdaVid:
+    def build(self) -> AdaVid:  # type: ignore[override]
         """An untrained clip encoder of these sizes."""
         return AdaVid(self)
 
-    @property
-    def num_frames(self) -> int:
-        """Frames of a clip the table of times is for."""
-        return self.video.num_frames
-
-    @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Side in pixels the table of places is for."""
-        return self.video.image_size
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head; widths are multiples of it."""
-        return self.video.head_dim
-
     def cost(self, *, frames: int, size: int, tokens: int | None = None, width: Width = None) -> Cost:
         """Closed-form cost of one clip; arguments and errors as `TimeSformerConfig.cost`."""
-        cost = self.video.cost(frames=frames, size=size, tokens=tokens, width=width)
-        last = self.video.widths_at(width)[-1]
-        weights = 4 * (self.video.full_widths[-1] + 1) * self.output_dim
-        return cost + Cost(macs=linear_macs(1, last, self.output_dim), parameter_bytes=weights)
+        cost = super().cost(frames=frames, size=size, tokens=tokens, width=width)
+        last, held = self.widths_at(width)[-1], self.full_widths[-1]
+        return cost + Cost(macs=linear_macs(1, last, self.output_dim), parameter_bytes=4 * (held + 1) * self.output_dim)
 
 
 class AdaVid(VideoEncoder):
@@ -89,8 +73,8 @@ class AdaVid(VideoEncoder):
     def __init__(self, config: AdaVidConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = TimeSformer(config.video)
-        self.proj = nn.Linear(config.video.full_widths[-1], config.output_dim)
+        self.encoder = TimeSformer(config)
+        self.proj = nn.Linear(config.full_widths[-1], config.output_dim)
         initialise(self.proj)
 
     def forward(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Output:
@@ -104,17 +88,6 @@ class AdaVid(VideoEncoder):
         """
         out = self.encoder(video, point=point, state=state)
         return replace(out, embedding=linear(out.embedding, self.proj), taps={"class": out.embedding})
-
-    @torch.no_grad()
-    def at(self, point: OperatingPoint) -> AdaVid:
-        """A clip encoder of its own that holds only what `point`'s width uses; see `TimeSformer.at`."""
-        encoder = self.encoder.at(point)
-        with torch.device("meta"):
-            small = AdaVid(replace(self.config, video=encoder.config))
-        small.encoder = encoder
-        small.proj = nn.Linear(small.proj.in_features, small.proj.out_features).to(self.proj.weight)
-        copy_first(self.proj, small.proj)
-        return small.train(self.training)
 
 
 @dataclass(frozen=True)
@@ -141,6 +114,22 @@ class AdaVidDualConfig:
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
+
+    @property
+    def dim(self) -> int:
+        """Channels of the space."""
+        return self.video.output_dim
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of the frames the video tower is made for."""
+        return self.video.image_sides[0]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> AdaVidDualConfig:
+        """Config from what `dataclasses.asdict` made of one; `TypeError` or `ValueError` where it is none."""
+        towers = {"video": AdaVidConfig(**values["video"]), "text": DistilBertConfig(**values["text"])}
+        return cls(**{**values, **towers})
 
     def build(self) -> AdaVidDual:
         """Untrained towers. A text tower with BERT's vocabulary gets the tokenizer that the package ships."""
@@ -170,12 +159,12 @@ class AdaVidDualConfig:
         unknown = sorted(set(config["video"]) - set(known))
         if unknown:
             raise WeightsError(f"Frozen's reference config has unknown keys {unknown}; known: {sorted(known)}")
-        video = TimeSformerConfig(attention="frozen", **{known[key]: value for key, value in config["video"].items()})
-        output_dim = config["projection_dim"]
-        return cls(AdaVidConfig(video, output_dim), DistilBertConfig.from_reference(config["text"], output_dim))
+        dim = config["projection_dim"]
+        video = AdaVidConfig(output_dim=dim, **{known[key]: value for key, value in config["video"].items()})
+        return cls(video, DistilBertConfig.from_reference(config["text"], dim))
 
 
-class AdaVidDual(DualEncoder):
+class AdaVidDual(TwoTowers):
     """AdaVid for clips and images, DistilBERT for texts: AdaVid-EgoVLP.
 
     Args:
@@ -185,52 +174,22 @@ class AdaVidDual(DualEncoder):
     """
 
     supported_axes: ClassVar[frozenset[str]] = AdaVid.supported_axes
+    config_class = AdaVidDualConfig
+    config: AdaVidDualConfig
+    video: AdaVid
+    text: DistilBert
 
     def __init__(
         self, config: AdaVidDualConfig, transform: Transform | None = None, name: str = "adavid/egovlp"
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.name = name
-        self.dim = config.video.output_dim
-        self.prefix_dims = (self.dim,)
-        self.transform = transform or Transform(size=config.video.video.image_sides[0])
+        super().__init__(config, transform, name)
         self.video = config.video.build()
-        self.text = DistilBert(config.text)
+        self.text = config.text.build()
 
     @property
     def logit_scale(self) -> float:
         """Factor that training put on cosines."""
         return 1 / self.config.temperature
-
-    @property
-    def space_id(self) -> str:
-        """First 16 hexadecimal digits of the hash of every tensor, its name included."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
-
-    def embed_clips(self, video: Tensor, *, point: OperatingPoint | None = None) -> Tensor:
-        """Unit vectors (B, E) of clips (B, T, 3, H, W)."""
-        return F.normalize(self.video(video, point=point).embedding, dim=-1)
-
-    def embed_images(self, images: Tensor, *, point: OperatingPoint | None = None) -> Tensor:
-        """Unit vectors (B, E) of images (B, 3, H, W), each a clip of one frame."""
-        if images.ndim != 4:
-            raise PointError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
-        return self.embed_clips(images[:, None], point=point)  # (B, 1, 3, H, W)
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (B, E) of texts."""
-        return F.normalize(self.text(*self.text.tokenize(list(texts))), dim=-1)
-
-    def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
-        """Closed-form cost of one clip."""
-        point = point or OperatingPoint()
-        point.require_axes(self.supported_axes, "AdaVid")
-        return self.config.video.cost(frames=frames, size=size, width=point.width)
 
 
 @dataclass(frozen=True)
@@ -335,22 +294,19 @@ class AdaVidAgg(nn.Module):
             )
         widths = config.widths_at(point.width)
         d = widths[0]
-        x = linear(features, self.embed, d) + self.positions[: features.shape[1], :d]  # (B, S, D)
+        x = (
+            linear(features.to(self.cls_token.dtype), self.embed, d) + self.positions[: features.shape[1], :d]
+        )  # (B, S, D)
         x = torch.cat([first(self.cls_token, d).expand(len(x), 1, -1), x], dim=1)  # (B, 1+S, D)
         for block, width in zip(self.blocks, widths, strict=True):
             x = block(fit_width(x, width))
         cls = layer_norm(x[:, 0], self.norm)
         return Output(embedding=linear(cls, self.proj), taps={"class": cls})
 
-    @torch.no_grad()
     def at(self, point: OperatingPoint) -> AdaVidAgg:
-        """An aggregator of its own that holds only what `point`'s width uses; see `TimeSformer.at`."""
-        point.require_axes(self.supported_axes, "AdaVid-Agg")
-        with torch.device("meta"):
-            small = AdaVidAgg(replace(self.config, widths=self.config.widths_at(point.width)))
-        small = small.to(self.cls_token.dtype).to_empty(device=self.cls_token.device)
-        copy_first(self, small)
-        return small.train(self.training)
+        """An aggregator of its own that holds only what `point`'s width uses; see `VideoEncoder.at`."""
+        small: AdaVidAgg = cut(self, point)
+        return small
 
 
 @torch.no_grad()
@@ -377,16 +333,14 @@ def segment_features(
     return features.unflatten(0, segments.shape[:2])  # (B*S, E) -> (B, S, E)
 
 
-_TINY = replace(timesformer.PRESETS["tiny"], attention="frozen")
+_TINY = AdaVidConfig(embed_dim=48, depth=3, num_heads=6, patch_size=14, image_size=70, output_dim=32)
+_TINY_TEXT = DistilBertConfig(embed_dim=32, depth=2, num_heads=4, hidden_dim=64, context_length=32, output_dim=32)
 
 PRESETS = {
-    "tiny": AdaVidConfig(_TINY, output_dim=32),
+    "tiny": _TINY,
     "base": AdaVidConfig(),
     "egovlp": AdaVidDualConfig(),
-    "egovlp-tiny": AdaVidDualConfig(
-        AdaVidConfig(_TINY, output_dim=32),
-        DistilBertConfig(embed_dim=32, depth=2, num_heads=4, hidden_dim=64, context_length=32, output_dim=32),
-    ),
+    "egovlp-tiny": AdaVidDualConfig(_TINY, _TINY_TEXT),
     "agg": AdaVidAggConfig(),
     "agg-tiny": AdaVidAggConfig(embed_dim=48, depth=3, num_heads=6, feature_dim=32),
 }

@@ -34,7 +34,6 @@ class VideoEncoder(nn.Module, ABC):
     def forward(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Output:
         """Encode `video` (B, T, C, H, W), float, already through the model's transform."""
 
-    @torch.no_grad()
     def at(self, point: OperatingPoint) -> Self:
         """A model of its own that holds only what `point`'s width uses, as dense copies; see docs/elastic.md.
 
@@ -44,16 +43,8 @@ class VideoEncoder(nn.Module, ABC):
         Raises:
             PointError: `point` has an axis the family lacks or a width it cannot have.
         """
-        point.require_axes(self.supported_axes, type(self).__name__)
-        config = self.config
-        if point.width is not None:
-            config = replace(config, widths=config.widths_at(point.width))
-        parameter = next(self.parameters())
-        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
-            small: Self = config.build()
-        small = small.to(parameter.dtype).to_empty(device=parameter.device)
-        copy_first(self, small)
-        return small.train(self.training)
+        small: Self = cut(self, point)
+        return small
 
     def cast(self, precision: str) -> Self:
         """Hold the weights in `precision` (see `Runtime`) from now on: in place, and returns the model.
@@ -129,6 +120,21 @@ class DualEncoder(nn.Module, ABC):
     @abstractmethod
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Predicted cost of embedding one clip of `frames` squares of `size` pixels."""
+
+
+@torch.no_grad()
+def cut(model: Any, point: OperatingPoint) -> Any:
+    """What `VideoEncoder.at` does, for any module with `supported_axes` and a `config` that has `widths_at`."""
+    point.require_axes(model.supported_axes, type(model).__name__)
+    config = model.config
+    if point.width is not None:
+        config = replace(config, widths=config.widths_at(point.width))
+    parameter = next(model.parameters())
+    with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
+        small = config.build()
+    small = small.to(parameter.dtype).to_empty(device=parameter.device)
+    copy_first(model, small)
+    return small.train(model.training)
 
 
 def dtype_of(precision: str) -> torch.dtype:

@@ -33,7 +33,7 @@ A heads, K channels of one head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -47,7 +47,8 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.elastic import copy_first, first, fit_width, layer_norm, linear, stacked_linear, widths_of
+from elastivid.layers.block import Mlp
+from elastivid.layers.elastic import first, fit_width, layer_norm, linear, stacked_linear, widths_of
 from elastivid.layers.embed import patch_coordinates, patchify
 from elastivid.models.base import VideoEncoder
 
@@ -220,21 +221,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)  # (G, M, A, K)
 
 
-class Mlp(nn.Module):
-    """Linear, exact GELU, linear; `ratio` hidden channels for every channel at hand."""
-
-    def __init__(self, dim: int, ratio: float) -> None:
-        super().__init__()
-        self.ratio = ratio
-        self.fc1 = nn.Linear(dim, int(dim * ratio))
-        self.fc2 = nn.Linear(int(dim * ratio), dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., D) to (..., D)."""
-        d = x.shape[-1]
-        return linear(F.gelu(linear(x, self.fc1, int(d * self.ratio))), self.fc2, d)
-
-
 class JointBlock(nn.Module):
     """Attention over all tokens given, then the MLP: an image transformer's block.
 
@@ -399,7 +385,7 @@ class TimeSformer(VideoEncoder):
             raise PointError("TimeSformer has no streaming state; pass state=None")
         widths = self.config.widths_at(point.width)
         p = self.config.patch_size
-        x = linear(patchify(video, p), self.patch_proj, widths[0])  # (B, N, D)
+        x = linear(patchify(video.to(self.cls_token.dtype), p), self.patch_proj, widths[0])  # (B, N, D)
         b, frames = video.shape[:2]
         grid = (frames, video.shape[3] // p, video.shape[4] // p)
         x = x + self._table(grid, widths[0])
@@ -419,22 +405,6 @@ class TimeSformer(VideoEncoder):
         coords = patch_coordinates(grid).to(x.device).expand(b, -1, -1)  # (B, N, 3)
         tokens = Tokens(x=x, coords=coords, grid=grid, num_prefix=num_prefix)
         return Output(embedding=embedding, logits=logits, tokens=tokens)
-
-    @torch.no_grad()
-    def at(self, point: OperatingPoint) -> TimeSformer:
-        """A model of its own that holds only what `point`'s width uses, as dense copies.
-
-        Its `config.widths` rebuilds it around its state dict, and it computes what this model computes at that width.
-
-        Raises:
-            PointError: `point` has an axis TimeSformer lacks or a width it cannot have.
-        """
-        point.require_axes(self.supported_axes, "TimeSformer")
-        with torch.device("meta"):  # neither memory nor random numbers for values that are overwritten
-            small = TimeSformer(replace(self.config, widths=self.config.widths_at(point.width)))
-        small = small.to(self.cls_token.dtype).to_empty(device=self.cls_token.device)
-        copy_first(self, small)
-        return small.train(self.training)
 
     def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
         """Places plus times (N, D) of a grid."""

@@ -309,7 +309,7 @@ class Index:
     def _embed_words(self, words: str) -> np.ndarray:
         """Unit vector (D,) of a text."""
         made_by = self._store.settings()
-        if self._wanted.encoder is not None or is_hub(self._model_name):  # the text towers of the hub need torch
+        if self._wanted.encoder is not None or self._texts_need_torch:
             _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
             vectors = np.asarray(self._encoder.embed_texts([words]), dtype=np.float32)
         else:
@@ -367,6 +367,12 @@ class Index:
         return transform if isinstance(transform, Transform) else Transform()
 
     @cached_property
+    def _texts_need_torch(self) -> bool:
+        from elastivid.weights.load import texts_need_torch
+
+        return texts_need_torch(self._model_name)
+
+    @cached_property
     def _text_encoder(self) -> tuple[TextEncoder, str]:
         """The text tower without torch, and the space of its model."""
         from elastivid.search.text import TextEncoder
@@ -388,6 +394,9 @@ class Index:
         if is_hub(model):
             usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
             full, model = OperatingPoint(), self._encoder.name
+        elif isinstance(self._encoder, DualEncoder) and "tokens" not in self._encoder.supported_axes:
+            usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
+            full = OperatingPoint()
         sampling, point = self._wanted.sampling or usual, self._wanted.point or full
         return Settings(
             model=os.path.abspath(os.path.expanduser(model)) if model.endswith(".safetensors") else model,

@@ -1,11 +1,11 @@
 """Names and files to models: `build`, `load`, `resolve`, and `save` for dual encoders.
 
-A weights file is one safetensors: tensors under `video.` and `text.` plus `log_scale`; metadata as JSON strings:
-`address`, `config`, `text_config`, `transform`, `space_id`, `weights_id`, `licence`, `card`, `golden`. Floating tensors
-are stored in half precision and computed in single. Loading recomputes `weights_id`, a hash of all tensors, and
-`golden`, the embedding of a fixed clip, so a damaged file or a changed model is noticed at once. `space_id` equals
-`weights_id` unless the file holds what `FluxDual.at` cut out of another model, whose space it then names. Addresses
-`hf:...` are checkpoints of other formats: see `elastivid.weights.hub`.
+A weights file is one safetensors: tensors under `video.`, `text.` and what else a model has; metadata as JSON strings:
+`family` (module under `elastivid.models`), `address`, `config`, `text_config`, `transform`, `space_id`, `weights_id`,
+`licence`, `card`, `golden`. Floating tensors are stored in half precision and computed in single. Loading recomputes
+`weights_id`, a hash of all tensors, and `golden`, the embedding of a fixed clip, so a damaged file or a changed model
+is noticed at once. `space_id` equals `weights_id` unless the file holds what `TwoTowers.at` cut out of another model,
+whose space it then names. Addresses `hf:...` are checkpoints of other formats: see `elastivid.weights.hub`.
 
 Importing this module does not load torch; `resolve` and `read_metadata` work without it.
 """
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from elastivid.models.base import DualEncoder
-    from elastivid.models.dual import FluxDual
+    from elastivid.models.towers import TwoTowers
 
+DUALS = {"dual": "FluxDual", "adavid": "AdaVidDual"}  # families that files may hold, and the class in each
 ALIASES = {"nano": "nano.safetensors"}  # files shipped in this folder
 
 
@@ -125,24 +126,23 @@ def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> D
         return _load_hub(address, allow_download, licence)
     from safetensors.torch import load_file
 
-    from elastivid.models.dual import FluxDual, FluxDualConfig
-    from elastivid.models.fluxvit import FluxViTConfig
-    from elastivid.models.text import TextConfig
     from elastivid.video.transforms import Transform
 
     path = resolve(address)
     metadata = read_metadata(path)
     require_licence(licence, stated_licence(metadata), address)
     try:
-        towers, golden, space_id = metadata["config"], metadata["golden"], metadata["space_id"]
-        config = FluxDualConfig(video=FluxViTConfig(**towers["video"]), text=TextConfig(**towers["text"]))
+        golden, space_id = metadata["golden"], metadata["space_id"]
+        family = family_of(metadata)
+        kind: type[TwoTowers] = getattr(importlib.import_module(f"elastivid.models.{family}"), DUALS[family])
+        config = kind.config_class.from_dict(metadata["config"])
         transform = Transform.from_dict(metadata["transform"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"metadata of {path} does not describe a dual encoder ({type(error).__name__}: {error}); "
             "use a file that `save` wrote"
         ) from error
-    model = FluxDual(config, transform, name=address)
+    model = kind(config, transform, address)
     stored = load_file(path)
     _check_keys(path, model.state_dict(), stored)
     model.load_state_dict(stored, strict=True)
@@ -156,6 +156,27 @@ def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> D
         )
     model.join_space(space_id)
     return model
+
+
+def family_of(metadata: dict[str, Any]) -> str:
+    """Family in the metadata of a weights file of ours: "dual" where it states none, as the first files did not.
+
+    Raises:
+        UnknownNameError: it states one that is not known.
+    """
+    family = str(metadata.get("family", "dual"))
+    if family not in DUALS:
+        raise UnknownNameError("model family of a weights file", family, DUALS)
+    return family
+
+
+def texts_need_torch(address: str) -> bool:
+    """Whether the text tower of `address` runs in torch only; that of `dual` runs in numpy as well.
+
+    Raises:
+        UnknownNameError, WeightsError: see `resolve`, `read_metadata` and `family_of`.
+    """
+    return is_hub(address) or family_of(read_metadata(resolve(address))) != "dual"
 
 
 def stated_licence(metadata: dict[str, Any]) -> str:
@@ -174,7 +195,7 @@ def _load_hub(address: str, allow_download: bool, licence: str) -> DualEncoder:
     return HubDual(folder, weights, name=name, space_id=space_of(folder), licence=stated).eval()
 
 
-def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[str, Any]) -> None:
+def save(model: TwoTowers, path: Path, *, address: str, licence: str, card: dict[str, Any]) -> None:
     """Write `model` to one file. The model's own weights are rounded to half precision, as loading will see them.
 
     Args:
@@ -191,8 +212,9 @@ def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[
     import torch
     from safetensors.torch import save_file
 
-    if model.log_scale.dtype != torch.float32 or model.video.cls_token.dtype != torch.float32:
-        raise WeightsError(f"save needs weights in float32, got {model.video.cls_token.dtype}; save before casting")
+    other = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+    if other:
+        raise WeightsError(f"save needs weights in float32, got {', '.join(map(str, other))}; save before casting")
     model.eval()
     derived = model.space_id != model.weights_id
     with torch.no_grad():
@@ -206,6 +228,7 @@ def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[
         )
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     metadata = {
+        "family": type(model).__module__.rpartition(".")[2],
         "address": address,
         "config": dataclasses.asdict(model.config),
         "text_config": dataclasses.asdict(model.config.text),
@@ -221,7 +244,7 @@ def save(model: FluxDual, path: Path, *, address: str, licence: str, card: dict[
     partial.replace(path)
 
 
-def golden_embedding(model: FluxDual) -> list[float]:
+def golden_embedding(model: TwoTowers) -> list[float]:
     """Embedding of a fixed clip (four frames of moving waves), rounded to six decimals."""
     import torch
 
@@ -244,7 +267,7 @@ def _check_keys(path: Path, wanted: dict[str, torch.Tensor], stored: dict[str, t
         raise WeightsError(f"{path} does not fit the model; missing {missing}, unknown {unknown}, misshapen {shapes}")
 
 
-def _check_golden(path: Path, model: FluxDual, wanted: list[float]) -> None:
+def _check_golden(path: Path, model: TwoTowers, wanted: list[float]) -> None:
     got = golden_embedding(model)
     worst = max(abs(a - b) for a, b in zip(got, wanted, strict=True)) if len(got) == len(wanted) else float("inf")
     if not worst <= 1e-3:  # so that not-a-number is refused

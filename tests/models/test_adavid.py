@@ -274,8 +274,9 @@ def test_searching_with_it_from_a_file(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     Index.open(tmp_path / "library.ev", model=str(path)).add(film)
-    found = Index.open(tmp_path / "library.ev").search("C opens the door")
-    assert [moment.path for moment in found] == [str(film)]
+    found = Index.open(tmp_path / "library.ev").search_with_cost("C opens the door zzyzx")
+    assert found.unknown == ["zzyzx"]
+    assert [moment.path for moment in found.moments] == [str(film)]
 
 
 def test_published_sizes():

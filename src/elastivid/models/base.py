@@ -99,6 +99,10 @@ class DualEncoder(nn.Module, ABC):
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (B, D) of texts."""
 
+    def has_word(self, word: str) -> bool:
+        """Whether the tokenizer has an entry for `word`; true where that is not known."""
+        return True
+
     def at(self, point: OperatingPoint) -> Self:
         """A model of its own with only what `point`'s width uses; its vectors stay in this model's space.
 

@@ -115,6 +115,11 @@ class TwoTowers(DualEncoder):
         ids, lengths = self.text.tokenize(list(texts))  # type: ignore[operator]
         return F.normalize(self.text(ids, lengths), dim=-1)
 
+    def has_word(self, word: str) -> bool:
+        """Whether the tokenizer has an entry for `word`; else it is only spelled from pieces."""
+        known: bool = self.text.tokenizer.has_word(word)  # type: ignore[union-attr, operator]
+        return known
+
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Closed-form cost of one clip.
 

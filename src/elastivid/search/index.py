@@ -300,10 +300,10 @@ class Index:
         """Whether the text tower has an entry for a word; of an encoder object nothing is known."""
         if self._wanted.encoder is not None:
             return True
-        if is_hub(self._model_name):
-            from elastivid.models.hub_dual import HubDual
+        if self._texts_need_torch:
+            from elastivid.models.base import DualEncoder
 
-            return not isinstance(self._encoder, HubDual) or self._encoder.has_word(word)
+            return not isinstance(self._encoder, DualEncoder) or self._encoder.has_word(word)
         return self._text_encoder[0].tokenizer.has_word(word)
 
     def _embed_words(self, words: str) -> np.ndarray:

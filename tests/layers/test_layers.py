@@ -137,6 +137,16 @@ def test_a_resized_table_keeps_constants_and_its_own_grid():
     assert resize_table(line, (4, 1, 1), (8, 1, 1))[:, 0].tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3.0]
 
 
+@pytest.mark.parametrize("wanted", [(4, 5, 5), (4, 3, 7), (6, 5, 5), (1, 9, 5), (9, 1, 1)])
+def test_resizing_a_table_equals_torchs_interpolation(wanted):
+    table = randn(4 * 5 * 6, 8)
+    planes = table.reshape(4, 30, 8).permute(1, 2, 0)
+    planes = nn.functional.interpolate(planes, size=wanted[0], mode="linear").permute(2, 1, 0)  # (T', D, H*W)
+    planes = nn.functional.interpolate(planes.unflatten(2, (5, 6)), size=wanted[1:], mode="bicubic")
+    expected = planes.permute(0, 2, 3, 1).reshape(-1, 8)  # (T', D, H', W') -> (T'*H'*W', D)
+    assert torch.allclose(resize_table(table, (4, 5, 6), wanted), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("module", [Attention, AttentionPool])
 def test_heads_must_divide_channels(module):
     arguments = (10, 3) if module is Attention else (10, 3, 4)

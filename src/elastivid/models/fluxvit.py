@@ -350,9 +350,14 @@ class FluxViT(VideoEncoder):
         return self.config.widths_at(point.width if point else None)
 
     def _table(self, grid: tuple[int, int, int], width: int) -> Tensor:
-        """Global positions (N, d) of a grid, resized in float32 and then rounded to the model's precision."""
-        table: Tensor = self.position_affine(self.positions[0, 1:, :width])
-        return resize_table(table.float(), self.config.table_grid, grid).to(table.dtype)
+        """Global positions (N, d) of a grid, resized in float32 and then rounded to the model's precision.
+
+        Scale and shift come last: they commute with resizing, whose weights sum to one, and there are fewer places.
+        """
+        table = self.positions[0, 1:, :width]
+        resized = resize_table(table.float(), self.config.table_grid, grid).to(table.dtype)
+        placed: Tensor = self.position_affine(resized)
+        return placed
 
 
 PRESETS = {

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from elastivid.layers.attention import Attention, ChannelAffine
+from elastivid.layers import attention as attention_module
+from elastivid.layers.attention import Attention, ChannelAffine, attend, attend_in_steps
 from elastivid.layers.block import Block, initialise_block
 from elastivid.layers.embed import PatchEmbed, patch_coordinates, patchify
 from elastivid.layers.norm import RMSNorm, norm_linear
@@ -77,6 +78,34 @@ def test_attention_equals_the_formula():
         parts.append(weights @ v[..., c])
     expected = attention.proj(torch.cat(parts, -1) + attention.local(v))
     assert torch.allclose(attention(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_in_steps_equals_the_fused_kernel(monkeypatch, at_once, biased):
+    monkeypatch.setattr(attention_module, "SCORES_AT_ONCE", at_once)
+    q, k, v = (randn(2, 3, n, 8, seed=n) for n in (7, 11, 12))
+    v = v[:, :, :11]  # not dense
+    bias = randn(2, 1, 1, 11) if biased else None
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert torch.allclose(attend_in_steps(q, k, v, bias), expected, atol=1e-6)
+
+
+@torch.no_grad()
+def test_bfloat16_attention_is_as_good_as_bfloat16(monkeypatch):
+    """Either way of computing it stays within a few roundings of float32."""
+    q, k, v = (randn(1, 2, 300, 64, seed=n) for n in range(3))
+    exact = nn.functional.scaled_dot_product_attention(q, k, v)
+    for by_vectors in (True, False):
+        monkeypatch.setattr(attention_module, "BF16_BY_VECTORS", by_vectors)
+        error = attend(q.bfloat16(), k.bfloat16(), v.bfloat16()).float() - exact
+        assert error.norm() < 0.01 * exact.norm()
+
+
+def test_norm_statistics_of_bfloat16_are_those_of_float32():
+    x = randn(50, 384).bfloat16()
+    exact = x.float() / (x.float().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    assert (RMSNorm(384).bfloat16()(x).float() / exact - 1).abs().max() < 3 * 2**-8
 
 
 def test_affine_at_initialisation_changes_nothing():

@@ -10,6 +10,7 @@ import torch
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError
 from elastivid.core.point import OperatingPoint
+from elastivid.models import fluxvit
 from elastivid.models.fluxvit import PRESETS, FluxViT, FluxViTConfig
 
 # 4 heads of 12 channels in the blocks, 6 of 8 in the pool: widths that cut pool heads
@@ -145,6 +146,44 @@ def test_every_preset_has_a_pool_for_every_width(preset):
         point = OperatingPoint(width=width)
         counted = measured_macs(lambda point=point: built(clip(1, 28, batch=1), point=point))
         assert config.cost(frames=1, size=28, width=width).macs == pytest.approx(counted, rel=0.02)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("at_once", [1, 201, 402])
+def test_a_few_clips_at_a_time_equal_all_at_once(model, monkeypatch, at_once):
+    video, point = clip(batch=3), OperatingPoint(width=(48, 24, 36))
+    whole = model(video, point=point)
+    tokens = replace(
+        model.embed(video, point), valid=torch.rand(3, 200, generator=torch.Generator().manual_seed(2)) > 0.2
+    )
+    masked = model.encode(tokens, point)
+    monkeypatch.setattr(fluxvit, "ROWS_AT_ONCE", at_once)
+    assert torch.allclose(model(video, point=point).embedding, whole.embedding, atol=1e-5)
+    assert torch.allclose(model.encode(tokens, point).embedding, masked.embedding, atol=1e-5)
+    assert not torch.allclose(masked.embedding, whole.embedding, atol=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("precision", "point"), [("float32", OperatingPoint()), ("bfloat16", OperatingPoint(tokens=50, width=(48, 24, 12)))]
+)
+def test_the_model_compiles_into_one_graph(precision, point):
+    """`fullgraph` fails at the first break; the backend runs the graph without generating code."""
+    torch.manual_seed(0)
+    cast = CONFIG.build().eval().cast(precision)
+    compiled = torch.compile(cast, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(clip(), point=point).embedding, cast(clip(), point=point).embedding)
+    torch._dynamo.reset()
+
+
+@torch.inference_mode()
+def test_bfloat16_moves_embeddings_little(model):
+    cast = model.at(OperatingPoint()).cast("bfloat16")
+    for width in (48, (24, 36, 24)):
+        point = OperatingPoint(tokens=60, width=width)
+        exact, rounded = model(clip(), point=point).embedding, cast(clip(), point=point).embedding
+        assert rounded.dtype == torch.bfloat16
+        assert torch.nn.functional.cosine_similarity(exact, rounded.float()).min() > 0.99
 
 
 def test_tokens_of_another_width_are_refused(model):

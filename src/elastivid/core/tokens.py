@@ -112,8 +112,9 @@ class Tokens:
         batch, _, channels = self.x.shape
         if indices.ndim != 2 or indices.shape[0] != batch:
             raise ValueError(f"indices must have shape (B, K) with B = {batch}, got {tuple(indices.shape)}")
-        lowest = int(indices.min()) if indices.numel() else 0
-        if indices.numel() and (lowest < -1 or int(indices.max()) >= self.num_placed):
+        looked_at = not _compiling() and indices.numel() > 0  # compiled code knows shapes, not values
+        lowest = int(indices.min()) if looked_at else 0
+        if looked_at and (lowest < -1 or int(indices.max()) >= self.num_placed):
             raise IndexError(
                 f"indices must lie in 0 to {self.num_placed - 1} (placed tokens, prefix not counted) or be -1 for "
                 f"padding, got {lowest} to {int(indices.max())}"
@@ -242,3 +243,10 @@ def _cat(first: Tensor, second: Tensor) -> Tensor:
     import torch
 
     return torch.cat([first, second], dim=1)
+
+
+def _compiling() -> bool:
+    """Whether torch.compile is tracing."""
+    import torch
+
+    return torch.compiler.is_compiling()

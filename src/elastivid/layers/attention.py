@@ -5,8 +5,6 @@ Letters: B batch, N tokens, D channels, d active ones (see `layers.elastic`), A 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +13,8 @@ from elastivid.layers.elastic import first, linear, merge_heads, split_heads, st
 from elastivid.layers.norm import RMSNorm, inverse_rms
 
 SCORES_AT_ONCE = 2**20  # 2 MB in bfloat16
+_ABLE = torch.cpu.get_capabilities()
+BF16_BY_VECTORS = bool(_ABLE.get("avx512_bf16")) and not _ABLE.get("amx_bf16")  # this CPU's way with bfloat16
 
 
 class ChannelAffine(nn.Module):
@@ -96,16 +96,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         (B, A, M, K).
     """
-    if q.dtype == torch.bfloat16 and q.is_cpu and not torch.is_grad_enabled() and _multiplies_bf16_by_vectors():
+    if q.dtype == torch.bfloat16 and q.is_cpu and not torch.is_grad_enabled() and BF16_BY_VECTORS:
         return attend_in_steps(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-
-
-@lru_cache(maxsize=1)
-def _multiplies_bf16_by_vectors() -> bool:
-    """Whether this CPU has bfloat16 products for its vector registers but no tiles."""
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16")) and not able.get("amx_bf16")
 
 
 @torch.library.custom_op("elastivid::attend_in_steps", mutates_args=())

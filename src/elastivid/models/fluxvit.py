@@ -355,8 +355,9 @@ class FluxViT(VideoEncoder):
         Scale and shift come last: they commute with resizing, whose weights sum to one, and there are fewer places.
         """
         table = self.positions[0, 1:, :width]
-        resized = resize_table(table.float(), self.config.table_grid, grid).to(table.dtype)
-        placed: Tensor = self.position_affine(resized)
+        parts = table.split(128, dim=1)  # what fits the cache is converted and resized at once
+        resized = [resize_table(part.float(), self.config.table_grid, grid).to(table.dtype) for part in parts]
+        placed: Tensor = self.position_affine(torch.cat(resized, dim=1))
         return placed
 
 

@@ -162,10 +162,10 @@ def best_places(scores: Tensor, keep: int, groups: int = 1) -> Tensor:
         )
     order = scores.reshape(batch, groups, placed // groups)  # (B, M) -> (B, G, M/G)
     order = order.argsort(dim=2, descending=True, stable=True)
-    quota = torch.tensor(shares(keep, groups), device=scores.device)[:, None]  # (G, 1)
-    taken = torch.arange(placed // groups, device=scores.device) < quota  # (G, M/G)
-    starts = torch.arange(0, placed, placed // groups, device=scores.device)[:, None]  # (G, 1)
-    return (order + starts)[:, taken].sort(dim=1).values  # (B, G, M/G) -> (B, K)
+    order = order + torch.arange(0, placed, placed // groups, device=scores.device)[:, None]  # (B, G, M/G) places
+    quota, larger = divmod(keep, groups)  # the first `larger` groups keep one more
+    kept = [order[:, :larger, : quota + 1].flatten(1), order[:, larger:, :quota].flatten(1)]
+    return torch.cat(kept, dim=1).sort(dim=1).values  # (B, K)
 
 
 def shares(total: int, parts: int) -> list[int]:

@@ -39,6 +39,8 @@ COMMANDS = {
         "--engine",
     },
     "search": {
+        *{"--per-file", "--refine", "--path", "--after", "--before", "--min-duration", "--max-duration"},
+        *{"--min-height", "--max-height", "--min-confidence", "--all", "--quiet"},
         "--like",
         "--top",
         "--json",
@@ -98,8 +100,8 @@ def test_index_then_search(colours, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "search", "green", "--top", "2")
     assert code == 0
     first = out.splitlines()[0]
-    assert re.fullmatch(r"  1   1\.000  videos/b\.mp4  0:00\.0 - 0:05\.\d", first), first
-    assert "7 windows searched in" in out.splitlines()[-1]
+    assert re.fullmatch(r"  1   1\.000  9\d\.\d %  videos/b\.mp4  0:00\.0 - 0:05\.\d", first), first
+    assert "7 windows of 2 files searched in" in out.splitlines()[-1]
 
     code, out, _ = run(monkeypatch, capsys, "index", "videos")
     assert "0 files read, 3 unchanged, 0 with trouble" in out
@@ -111,11 +113,14 @@ def test_search_as_json(colours, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "search", "red", "--json", "--top", "1")
     found = json.loads(out)
     assert code == 0
-    assert set(found) == {"query", "index", "windows", "milliseconds", "unknown_words", "moments"}
+    fields = "query index found confidence min_confidence files windows milliseconds refine_milliseconds notes "
+    fields += "unknown_words moments"
+    assert list(found) == fields.split()
     assert found["query"] == "red"
     assert found["windows"] == 7
     (moment,) = found["moments"]
-    assert set(moment) == {"path", "start_seconds", "end_seconds", "score", "peak_seconds", "windows", "reasons"}
+    fields = "path start_seconds end_seconds score peak_seconds windows reasons confidence"
+    assert list(moment) == fields.split()
     assert moment["path"] == str(colours / "videos" / "a.mp4")
     assert (moment["start_seconds"], moment["end_seconds"]) == (0.0, 6.0)
 
@@ -150,7 +155,14 @@ def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, caps
         (("search", "red"), 1, r"elastivid: there is no index at .*library\.ev; make one with: elastivid index FOLDER"),
         (("index", "nope"), 1, "elastivid: no such file or folder: .*nope"),
         (("search",), 2, "elastivid: say what to look for: either words, .* or --like"),
-        (("search", "red", "--like", "videos/a.mp4"), 2, "elastivid: say what to look for: either words, .* or --like"),
+        (
+            ("search", "red", "--after", "yesterday"),
+            2,
+            "elastivid: cannot read the date 'yesterday' of 'after'",
+        ),
+        (("search", "red", "--min-duration", "long"), 2, "elastivid: cannot read --min-duration 'long'; write seconds"),
+        (("search", "red", "--min-height", "9", "--max-height", "8"), 2, "min_height 9 is above max_height 8"),
+        (("search", "--like", "nope.jpg"), 1, "there is no index at"),
         (("search", "red", "--top", "0"), 2, "Invalid value for '--top'"),
         (("index",), 2, "Missing argument 'FOLDER...'"),
         (("index", "videos", "--decode", "fast"), 2, "elastivid: decode must be one of"),

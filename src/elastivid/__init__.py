@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from elastivid.core.point import OperatingPoint as OperatingPoint
     from elastivid.core.point import Runtime as Runtime
     from elastivid.core.point import Sampling as Sampling
+    from elastivid.search.filters import Filters as Filters
     from elastivid.search.index import Index as Index
     from elastivid.weights.load import build as build
     from elastivid.weights.load import load as load
@@ -30,6 +31,7 @@ _WHERE = {
     "OperatingPoint": "elastivid.core.point",
     "Runtime": "elastivid.core.point",
     "Sampling": "elastivid.core.point",
+    "Filters": "elastivid.search.filters",
     "Index": "elastivid.search.index",
     "build": "elastivid.weights.load",
     "load": "elastivid.weights.load",

@@ -18,7 +18,7 @@ from elastivid.app.text import lines_of_add
 from elastivid.core.errors import WeightsError
 from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.search import indexing, reading, workers
-from elastivid.search.index import Index, parse_example
+from elastivid.search.index import Index
 from elastivid.search.library import find_videos
 from elastivid.search.records import LibraryError, QueryError, path_to_text, text_to_path
 from elastivid.search.workers import Workers
@@ -270,24 +270,6 @@ def test_search_by_example(index, videos):
         index.search(like=f"{videos / 'a.mp4'}@99s")
 
 
-def test_examples_are_parsed(tmp_path):
-    plain, odd = tmp_path / "a.mp4", tmp_path / "me@home.mp4"
-    plain.touch(), odd.touch()
-    assert parse_example(f"{plain}@12.5s") == (str(plain), 12.5)
-    assert parse_example(f"{plain}@1:02:03.5") == (str(plain), 3723.5)
-    assert parse_example(str(plain)) == (str(plain), None)
-    assert parse_example(str(odd)) == (str(odd), None)
-    assert parse_example(f"{odd}@7") == (str(odd), 7.0)
-    for bad in (f"{plain}@", f"{plain}@soon", f"{plain}@-3", f"{plain}@nan", f"{plain}@1:2:3:4"):
-        if bad.endswith("@"):
-            assert parse_example(bad)[1] is None
-            continue
-        with pytest.raises(QueryError, match="cannot read the time"):
-            parse_example(bad)
-    with pytest.raises(QueryError, match="no such file"):
-        parse_example(str(tmp_path / "nope.mp4@3s"))
-
-
 def test_searching_in_words_loads_neither_torch_nor_lancedb(index, videos):
     index.add(videos)
     script = """
@@ -329,9 +311,9 @@ def test_wrong_use_says_what_to_do(tmp_path, index, videos):
     for query in ("", "  \n"):
         with pytest.raises(QueryError, match="the query is empty"):
             index.search(query)
-    with pytest.raises(QueryError, match="either words or like"):
+    with pytest.raises(QueryError, match="say what to look for"):
         index.search()
-    with pytest.raises(QueryError, match="either words or like"):
+    with pytest.raises(QueryError, match="no such file"):
         index.search("red", like="a@1")
     with pytest.raises(QueryError, match="top must be at least 1"):
         index.search("red", top=0)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import numpy as np
 import pytest
 from worlds import COLOURS, FPS, ColourEncoder, render
 
-from elastivid.app.text import lines_of_moments
+from elastivid.app.searching import lines_of_search
 from elastivid.models.text_tokenizer import TextTokenizer
 from elastivid.search import words as words_module
 from elastivid.search.fusion import RANK_CONSTANT, fuse
-from elastivid.search.index import Index, SearchResult
+from elastivid.search.index import Index
 from elastivid.search.records import LibraryError
 from elastivid.search.words import TextHit, Words, query_words, words_in_name
 from elastivid.video.subtitles import Line, embedded_lines, parse_lines, plain, read_sidecar, sidecars
@@ -175,17 +176,17 @@ def test_names_lift_a_file(library):
 
 
 def test_without_words_the_pictures_alone_decide(library):
-    moments = library.search("anything else", top=3)
+    moments = library.search("anything else", top=3, min_confidence=0)
     assert all(moment.reasons == (f"picture {moment.score:.2f}",) for moment in moments)
 
 
 def test_what_is_printed(library):
     result = library.search_with_cost("zither")
-    text = "\n".join(lines_of_moments(result))
+    text = "\n".join(lines_of_search(result, quiet=False))
     assert "             subtitle: 'Now the zither solo' has 'zither'" in text
     assert "unknown:" not in text
-    shown = lines_of_moments(SearchResult("q", result.moments, 3, 0.0, 0.0, ["qwzrtk"]))
-    assert shown[-1].startswith("unknown: 'qwzrtk': no name or subtitle holds it")
+    shown = lines_of_search(replace(result, unknown=("qwzrtk",)), quiet=False)
+    assert shown[-2].startswith("unknown: 'qwzrtk': no name or subtitle holds it")
 
 
 def test_subtitles_inside_a_video_are_found_and_follow_it(tmp_path):
@@ -294,7 +295,7 @@ def test_a_damaged_or_newer_file_is_named(library, monkeypatch):
     with pytest.raises(LibraryError, match=r"cannot read .*words\.db: .*delete that file and index again"):
         library.search("zither")
     (library.path / "words.db").unlink()
-    assert len(library.search("zither", top=3)) == 3
+    assert len(library.search("zither", top=3, min_confidence=0)) == 3
     library.add(library.path.parent / "Rome 2024")
     assert library.search("zither")[0].start_seconds == 5.0
 
@@ -374,7 +375,7 @@ def test_unknown_words_and_reasons_on_the_command_line(tmp_path):
     place = ["--index", str(tmp_path / "library.ev")]
     subprocess.run([*command, "index", str(tmp_path / "videos"), *place], check=True, capture_output=True)
     done = subprocess.run(
-        [*command, "search", "qwzrtk zugspitze guitar", "--json", *place], check=True, capture_output=True
+        [*command, "search", "qwzrtk zugspitze guitar", "--json", "--all", *place], check=True, capture_output=True
     )
     found = json.loads(done.stdout)
     assert found["unknown_words"] == ["qwzrtk"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import av
@@ -34,8 +35,12 @@ def a_record(number: int, path: str, windows: int = 0, **changes) -> FileRecord:
     return FileRecord(number, windows=windows, **values)
 
 
+def _colour_of(text: str) -> list[float]:
+    return np.random.default_rng(zlib.crc32(text.encode())).uniform(0, 255, 3).tolist()
+
+
 class ColourEncoder:
-    """A window is its mean colour; a text is the colour it names. Counts the windows it was given."""
+    """A window is its mean colour; a text is the colour it names, any other text a random one. Counts the windows."""
 
     dim = 3
 
@@ -58,7 +63,7 @@ class ColourEncoder:
         return torch.nn.functional.normalize(video.mean(dim=(1, 3, 4)), dim=-1)  # (B, T, 3, H, W) -> (B, 3)
 
     def embed_texts(self, texts):
-        rows = np.array([COLOURS[text] for text in texts], dtype=np.float32)
+        rows = np.array([COLOURS.get(text) or _colour_of(text) for text in texts], dtype=np.float32)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def cost(self, *, frames, size, point=None):

@@ -16,7 +16,7 @@ import typer
 
 from elastivid import __version__
 from elastivid.app.exports import lines_of_exports, write_wanted
-from elastivid.app.text import addresses, lines_of_add, lines_of_moments
+from elastivid.app.text import lines_of_add
 from elastivid.core.errors import ElastividError, PointError
 from elastivid.search.records import QueryError
 
@@ -135,8 +135,30 @@ def index(
 @app.command()
 def search(
     query: Annotated[str | None, typer.Argument(help='What to look for: "a person juggling a ball".')] = None,
-    like: Annotated[str | None, typer.Option(help="Look for moments like this one: clip.mp4@12.5s")] = None,
+    like: Annotated[
+        list[str] | None, typer.Option(help="photo.jpg, clip.mp4@12.5s or clip.mp4@3s-5s; may be given several times.")
+    ] = None,
     top: Annotated[int, typer.Option(help="How many moments.", min=1)] = 10,
+    per_file: Annotated[
+        int | None,
+        typer.Option(help="Most moments of one file while others have any [default: half of --top].", min=1),
+    ] = None,
+    refine: Annotated[bool, typer.Option("--refine", help="Exact starts and ends; decodes the moments again.")] = False,
+    file: Annotated[
+        list[str] | None, typer.Option("--path", help="Only files whose path ends like this: 'holiday/*', '*.mkv'.")
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Only files modified from then on: 2024-06-30.")] = None,
+    before: Annotated[str | None, typer.Option(help="Only files modified before: 2024-07.")] = None,
+    min_duration: Annotated[str | None, typer.Option(help="Only files that last at least: 90s, 1:30.")] = None,
+    max_duration: Annotated[str | None, typer.Option(help="Only files that last at most.")] = None,
+    min_height: Annotated[int | None, typer.Option(help="Only pictures at least so many pixels high.")] = None,
+    max_height: Annotated[int | None, typer.Option(help="Only pictures at most so many pixels high.")] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(help="Below this the best moment counts as nothing found [default: 0.95].", min=0, max=1),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show the best guesses when nothing is found.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print moments, nothing else.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a report with pictures to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the moments as a table to this file.")] = None,
@@ -149,23 +171,43 @@ def search(
     allow_download: DownloadOption = False,
     licence: LicenceOption = "any",
 ) -> None:
-    """Find moments in indexed videos, in words or by example."""
+    """Find moments in indexed videos, in words, by example, or both. Finding nothing is no failure: exit code 0."""
+    from elastivid.app.searching import filters_of_options, lines_of_search, shown, values_of_search
+    from elastivid.search.confidence import FOUND_AT
     from elastivid.search.index import Index
 
-    if (query is None) == (like is None):
+    if query is None and not like:
         raise QueryError('say what to look for: either words, such as "a dog runs", or --like clip.mp4@12.5s')
+    filters = filters_of_options(
+        path=file or (),
+        after=after,
+        before=before,
+        min_duration=min_duration,
+        max_duration=max_duration,
+        min_height=min_height,
+        max_height=max_height,
+    )
     library = Index.open(path, model=model, allow_download=allow_download, licence=licence)
-    result = library.search_with_cost(query, like=like, top=top)
+    result = library.search_with_cost(
+        query,
+        like=like or (),
+        top=top,
+        filters=filters,
+        per_file=per_file,
+        refine=refine,
+        min_confidence=FOUND_AT if min_confidence is None else min_confidence,
+    )
+    result = shown(result, everything)
     if html is not None:
         from elastivid.search.report import write_report
 
         write_report(html, [result], library)
     written, cuts = write_wanted(result, csv=csv, srt=srt, edl=edl, edl_fps=edl_fps, cut=cut)
     if as_json:
-        print(json.dumps(addresses(result, library), indent=2))
+        print(json.dumps(values_of_search(result, library), indent=2))
     else:
-        print("\n".join(lines_of_moments(result)))
-        for line in ([f"report: {html}"] if html else []) + lines_of_exports(written, cuts):
+        lines = lines_of_search(result, quiet)
+        for line in lines + ([f"report: {html}"] if html else []) + lines_of_exports(written, cuts):
             print(line)
     if any(c.problem for c in cuts):
         raise typer.Exit(1)

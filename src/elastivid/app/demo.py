@@ -120,6 +120,7 @@ def _table(questions: list[Question], results: list[SearchResult]) -> list[str]:
             hits.setdefault(question.attribute, []).append(hit)
             verdict = "  right" if hit else "  wrong"
         place = f"{os.path.basename(best.path)}  {clock(best.start_seconds)} - {clock(best.end_seconds)}"
+        verdict += "" if result.found else "  (nothing found; best guess)"
         lines.append(f"  {question.text:<{width}}  {best.score:6.3f}  {place}{verdict}")
     if hits:
         parts = [f"{attribute} {sum(found)}/{len(found)}" for attribute, found in hits.items()]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elastivid.search.printing import clock, printable, span
-from elastivid.search.records import FileRecord, path_to_text
+from elastivid.search.printing import printable, span
+from elastivid.search.records import FileRecord
 from elastivid.search.words import Words
-from elastivid.video.address import is_url
 
 if TYPE_CHECKING:
-    from elastivid.search.index import AddReport, Index, SearchResult
+    from elastivid.search.index import AddReport, Index
 
 SHOWN_BAD_FILES = 20
 
@@ -21,39 +19,6 @@ def short_path(path: str) -> str:
     """A path relative to the current folder when it lies inside, else as it is; printable."""
     inside = path.startswith(os.path.join(os.getcwd(), ""))
     return printable(os.path.relpath(path) if inside else path)
-
-
-def lines_of_moments(result: SearchResult) -> list[str]:
-    """One line per moment: score, place, times."""
-    if not result.moments:
-        return ["nothing found: the index holds no searchable windows"]
-    paths = [short_path(moment.path) for moment in result.moments]
-    width = min(max(len(path) for path in paths), 80)
-    lines = []
-    for number, (moment, path) in enumerate(zip(result.moments, paths, strict=True), start=1):
-        gone = "" if is_url(moment.path) or os.path.exists(moment.path) else "   (file is gone)"
-        times = f"{clock(moment.start_seconds)} - {clock(moment.end_seconds)}"
-        lines.append(f"{number:3d}  {moment.score:6.3f}  {path:<{width}}  {times}{gone}")
-        texts = [printable(reason) for reason in moment.reasons if not reason.startswith("picture ")]
-        lines += [f"             {'; '.join(texts)}"] if texts else []
-    milliseconds = (result.embed_seconds + result.scan_seconds) * 1000
-    lines.append(f"{result.windows:,} windows searched in {milliseconds:.1f} ms")
-    if result.unknown:
-        words = ", ".join(repr(word) for word in result.unknown)
-        lines.append(f"unknown: {words}: no name or subtitle holds it, and the model only spells it from pieces")
-    return lines
-
-
-def addresses(result: SearchResult, index: Index) -> dict[str, Any]:
-    """A search result as values for JSON."""
-    return {
-        "query": result.query,
-        "index": path_to_text(str(index.path)),
-        "windows": result.windows,
-        "milliseconds": round((result.embed_seconds + result.scan_seconds) * 1000, 3),
-        "unknown_words": result.unknown,
-        "moments": [{**asdict(moment), "path": path_to_text(moment.path)} for moment in result.moments],
-    }
 
 
 def lines_of_add(report: AddReport, index: Index) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from elastivid import __version__
 from elastivid.search.catalog import Catalog
 from elastivid.search.claims import Claims
+from elastivid.search.examples import transform_of
 from elastivid.search.indexing import Engine, Pipeline, Progress, Spent
 from elastivid.search.intake import Intake
 from elastivid.search.library import Changes, FoundFile, compare, find_videos
@@ -110,7 +111,7 @@ class Adding:
         with Claims(self._index.path) as claims:
             intake = Intake(writer, claims, self._notify)
             reading = Reading(
-                settings.sampling, self._means.limits, self._means.allow_url, transform=self._index._transform
+                settings.sampling, self._means.limits, self._means.allow_url, transform=transform_of(encoder)
             )
             self._pipeline = self._means.engine(encoder, reading, settings.point, intake.commit, self._progress)
             jobs = [

@@ -14,12 +14,13 @@ best window looks more like the query.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from elastivid.search.moments import Moment, find_moments
+from elastivid.search.moments import Moment, find_moments, share_of_places
 from elastivid.search.snapshot import Snapshot
 from elastivid.search.words import TextHit
 
@@ -52,6 +53,7 @@ def fuse(
     top: int,
     *,
     searched: np.ndarray | None = None,
+    per_file: int | None = None,
     step_seconds: float = 0.5,
 ) -> list[Moment]:
     """The `top` best moments by picture and text together, each with its reasons.
@@ -62,14 +64,15 @@ def fuse(
         hits: texts that hold words of the query, best first.
         top: how many moments to return at most.
         searched: bool (N,), which windows take part; None takes all that are searchable.
-        step_seconds: as in `find_moments`.
+        per_file, step_seconds: as in `find_moments`.
     """
     searched = snapshot.searchable if searched is None else searched
     count = max(MIN_CONSIDERED, CONSIDERED * top)
     if not hits:
-        seen = find_moments(snapshot, query, top, searched=searched, step_seconds=step_seconds)
+        seen = find_moments(snapshot, query, top, searched=searched, per_file=per_file, step_seconds=step_seconds)
         return [_explained(moment, None) for moment in seen]
-    seen = find_moments(snapshot, query, count, searched=searched, step_seconds=step_seconds)
+    per_file = share_of_places(top, per_file)
+    seen = find_moments(snapshot, query, count, searched=searched, per_file=per_file, step_seconds=step_seconds)
     items = [_Item(moment, rank) for rank, moment in enumerate(seen, start=1)]
     pictures = _Pictures(snapshot, query, searched)
     ordered = sorted(hits, key=lambda hit: (-round(hit.coverage, 9), -pictures.peak(hit.path)))
@@ -78,8 +81,19 @@ def fuse(
     items.sort(key=lambda item: (-item.score, item.picture_rank, item.moment.path, item.moment.start_seconds))
     return [
         _explained(replace(item.moment, path=item.hit.place) if item.hit else item.moment, item.hit)
-        for item in items[:top]
+        for item in _shared(items, top, per_file)
     ]
+
+
+def _shared(items: Sequence[_Item], top: int, per_file: int) -> list[_Item]:
+    """The first `top` items, at most `per_file` of a file while other files have any left."""
+    taken: Counter[str] = Counter()
+    kept: list[int] = []
+    set_aside: list[int] = []
+    for place, item in enumerate(items):
+        taken[item.moment.path] += 1
+        (kept if taken[item.moment.path] <= per_file else set_aside).append(place)
+    return [items[place] for place in sorted((kept + set_aside)[:top])]
 
 
 def _text_ranks(hits: Sequence[TextHit]) -> list[int]:

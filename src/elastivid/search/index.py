@@ -10,11 +10,9 @@ Searching in words loads neither torch nor lancedb; `add` and searching by examp
 
 from __future__ import annotations
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,14 +20,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.search.fusion import fuse
+from elastivid.search.confidence import FOUND_AT
+from elastivid.search.filters import Filters
 from elastivid.search.library import roots_of
 from elastivid.search.moments import Moment
 from elastivid.search.printing import printable
-from elastivid.search.records import FileRecord, LibraryError, QueryError
+from elastivid.search.records import FileRecord, LibraryError
+from elastivid.search.searching import Request, Searcher, SearchResult
 from elastivid.search.store import Settings, Store
-from elastivid.search.words import Found, Words
-from elastivid.video.transforms import Transform
+from elastivid.search.words import Words
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
 
@@ -106,27 +105,6 @@ class AddReport:
             "x_realtime": round(self.x_realtime, 1),
             **{name: round(value, 3) for name, value in asdict(self.spent).items()},
         }
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Moments together with what finding them took.
-
-    Args:
-        query: the words, or the example's address.
-        moments: best first.
-        windows: windows that were scored.
-        embed_seconds: time to turn the query into a vector.
-        scan_seconds: time to score all windows, look the words up in texts, and find the moments.
-        unknown: words of the query that no text holds and that the model only spells from pieces.
-    """
-
-    query: str
-    moments: list[Moment]
-    windows: int
-    embed_seconds: float
-    scan_seconds: float
-    unknown: list[str] = field(default_factory=list)
 
 
 class Index:
@@ -260,41 +238,71 @@ class Index:
 
     # searching
 
-    def search(self, query: str | None = None, *, like: str | None = None, top: int = 10) -> list[Moment]:
-        """The best distinct moments for words or for an example.
+    def search(
+        self,
+        query: str | None = None,
+        *,
+        like: str | Sequence[str] = (),
+        top: int = 10,
+        filters: Filters | None = None,
+        per_file: int | None = None,
+        refine: bool = False,
+        min_confidence: float = FOUND_AT,
+    ) -> list[Moment]:
+        """The best distinct moments for words, for examples, or for both together; none when nothing is found.
 
         Args:
             query: what to look for, in words.
-            like: instead of words, `"clip.mp4@12.5s"`: moments that look like that one (without a time: its middle).
+            like: `"photo.jpg"`, `"clip.mp4@12.5s"` or `"clip.mp4@3s-5s"`, or several: moments that look like these.
             top: how many moments to return at most.
+            filters: which files to search.
+            per_file: most moments of one file while other files have any left; None means half of `top`.
+            refine: find starts and ends among single frames: slower, it decodes them.
+            min_confidence: below this confidence of the best moment nothing counts as found; 0 returns the best guesses
+                whatever they are worth.
 
         Raises:
-            QueryError: the query is empty, or words and an example were given.
+            QueryError: there is nothing to look for, or a value cannot be understood.
             LibraryError: there is no index, or it was made by another model.
-            VideoError: the example cannot be read.
+            VideoError: an example cannot be read.
         """
-        return self.search_with_cost(query, like=like, top=top).moments
+        result = self.search_with_cost(
+            query,
+            like=like,
+            top=top,
+            filters=filters,
+            per_file=per_file,
+            refine=refine,
+            min_confidence=min_confidence,
+        )
+        return result.moments if result.found else []
 
-    def search_with_cost(self, query: str | None = None, *, like: str | None = None, top: int = 10) -> SearchResult:
-        """`search`, together with what it took."""
-        if top < 1:
-            raise QueryError(f"top must be at least 1, got {top}")
-        if (query is None) == (like is None):
-            raise QueryError('give either words or like="clip.mp4@12.5s", not both and not neither')
-        if query is not None and not query.strip():
-            raise QueryError('the query is empty; say what to look for, such as "a person juggling a ball"')
-        snapshot = self._store.snapshot()
-        started = time.perf_counter()
-        vector = self._embed_words(query.strip()) if query is not None else self._embed_example(str(like))
-        embedded = time.perf_counter()
-        sampling = self._store.settings().sampling
-        step = sampling.window_seconds / sampling.frames
-        found = self._words.find(query, snapshot.records.values()) if query is not None else Found()
-        moments = fuse(snapshot, vector, found.hits, top, step_seconds=step)
-        scanned = time.perf_counter()
-        windows = int(np.count_nonzero(snapshot.searchable))
-        unknown = [word for word in found.unknown if not self._model_knows(word)]
-        return SearchResult(query or str(like), moments, windows, embedded - started, scanned - embedded, unknown)
+    def search_with_cost(
+        self,
+        query: str | None = None,
+        *,
+        like: str | Sequence[str] = (),
+        top: int = 10,
+        filters: Filters | None = None,
+        per_file: int | None = None,
+        refine: bool = False,
+        min_confidence: float = FOUND_AT,
+    ) -> SearchResult:
+        """`search` with all that is known: best guesses even when nothing is found, confidence, what it took."""
+        likes = (like,) if isinstance(like, str) else tuple(like)
+        request = Request(query, likes, top, filters or Filters(), per_file, refine, min_confidence)
+        settings = self._store.settings()
+        searcher = Searcher(
+            self._store.snapshot(),
+            settings,
+            self._wanted.point or settings.point,
+            self.path,
+            self._embed_texts,
+            self._encoder_for_queries,
+            self._words,
+            self._model_knows,
+        )
+        return searcher.answer(request)
 
     def _model_knows(self, word: str) -> bool:
         """Whether the text tower has an entry for a word; of an encoder object nothing is known."""
@@ -306,43 +314,19 @@ class Index:
             return not isinstance(self._encoder, DualEncoder) or self._encoder.has_word(word)
         return self._text_encoder[0].tokenizer.has_word(word)
 
-    def _embed_words(self, words: str) -> np.ndarray:
-        """Unit vector (D,) of a text."""
+    def _embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors (n, D) of texts."""
         made_by = self._store.settings()
         if self._wanted.encoder is not None or self._texts_need_torch:
-            _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
-            vectors = np.asarray(self._encoder.embed_texts([words]), dtype=np.float32)
-        else:
-            encoder, space_id = self._text_encoder
-            _require_space(made_by, space_id, self._model_name, self.path)
-            vectors = encoder.embed([words])
-        return vectors[0]  # (1, D) -> (D,)
+            return np.asarray(self._encoder_for_queries().embed_texts(texts), dtype=np.float32)
+        encoder, space_id = self._text_encoder
+        _require_space(made_by, space_id, self._model_name, self.path)
+        return encoder.embed(texts)
 
-    def _embed_example(self, like: str) -> np.ndarray:
-        """Unit vector (D,) of the window around a time of a video."""
-        from elastivid.search.indexing import embed_windows
-        from elastivid.search.reading import Reading, decode_mode
-
-        made_by = self._store.settings()
-        _require_space(made_by, self._encoder.space_id, self._encoder.name, self.path)
-        path, seconds = parse_example(like)
-        sampling = made_by.sampling
-        reading = Reading(sampling, transform=self._transform)
-        with reading.open(path) as reader:
-            duration = reader.metadata.duration_seconds or 0.0
-            if seconds is not None and seconds > duration > 0:
-                raise QueryError(f"{printable(path)} lasts {duration:.1f} s, but the example is at {seconds:.1f} s")
-            middle = duration / 2 if seconds is None else seconds
-            start = max(0.0, min(middle - sampling.window_seconds / 2, duration - sampling.window_seconds))
-            length = min(sampling.window_seconds, duration) if duration else sampling.window_seconds
-            times = start + (np.arange(sampling.frames) + 0.5) * length / sampling.frames
-            clip = reader.frames_played_at(times, decode=decode_mode(reader, sampling))
-        if len(clip) == 0:
-            raise QueryError(f"{printable(path)} shows nothing at {middle:.1f} s: {clip.problem}; take an earlier time")
-        held = np.minimum(np.arange(sampling.frames), len(clip) - 1)  # where frames end, the last one stays
-        return embed_windows(self._encoder, reading.crop(clip.frames)[held][None], self._wanted.point or made_by.point)[
-            0
-        ]
+    def _encoder_for_queries(self) -> Encoder:
+        """The whole model, which must be the one that the index was made with."""
+        _require_space(self._store.settings(), self._encoder.space_id, self._encoder.name, self.path)
+        return self._encoder
 
     # models
 
@@ -359,12 +343,6 @@ class Index:
         from elastivid.weights.load import load
 
         return load(self._model_name, allow_download=self._wanted.allow_download, licence=self._wanted.licence)
-
-    @property
-    def _transform(self) -> Transform:
-        """What the model does to pictures; of an encoder object that does something else, nothing is known."""
-        transform = self._encoder.transform
-        return transform if isinstance(transform, Transform) else Transform()
 
     @cached_property
     def _texts_need_torch(self) -> bool:
@@ -455,30 +433,6 @@ class _Wanted:
 
 def _numbers(point: OperatingPoint) -> tuple[Any, ...]:
     return point.tokens, point.width, point.memory_tokens
-
-
-def parse_example(like: str) -> tuple[str, float | None]:
-    """Path and time of `"clip.mp4@12.5s"`; times are seconds (`12.5` or `12.5s`) or `[h:]m:s`.
-
-    Raises:
-        QueryError: the file does not exist or the time cannot be read.
-    """
-    path, separator, text = like.rpartition("@")
-    if not separator or os.path.exists(os.path.expanduser(like)):
-        path, text = like, ""
-    path = os.path.abspath(os.path.expanduser(path))
-    if not os.path.exists(path):
-        raise QueryError(f"no such file: {printable(path)}; an example is written clip.mp4@12.5s")
-    if not text:
-        return path, None
-    try:
-        parts = [float(part) for part in text.removesuffix("s").split(":")]
-        seconds = sum(part * 60**power for power, part in enumerate(reversed(parts)))
-        if not 0 <= seconds < math.inf or len(parts) > 3:
-            raise ValueError(text)
-    except ValueError:
-        raise QueryError(f"cannot read the time {text!r} of {like!r}; write clip.mp4@12.5s or clip.mp4@1:02") from None
-    return path, seconds
 
 
 def _require_space(made_by: Settings, space_id: str, name: str, path: Path) -> None:

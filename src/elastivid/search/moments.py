@@ -41,6 +41,7 @@ class Moment:
         peak_seconds: middle of the best window.
         windows: how many windows belong to it.
         reasons: why it was found, for people; empty when only pictures were compared.
+        confidence: how sure it is that this is no chance hit, 0 to 1 (see `confidence`); None where that is unknown.
     """
 
     path: str
@@ -50,6 +51,7 @@ class Moment:
     peak_seconds: float
     windows: int = 1
     reasons: tuple[str, ...] = ()
+    confidence: float | None = None
 
 
 def find_moments(
@@ -82,7 +84,7 @@ def find_moments(
     else:
         mean = float(scores.mean())
     finder = _Finder(snapshot, scores, mean, step_seconds)
-    per_file = max(1, (top + 1) // 2 if per_file is None else per_file)
+    per_file = share_of_places(top, per_file)
     candidates = min(max(FIRST_CANDIDATES, 16 * top), count)
     while True:
         rows = _best_rows(snapshot, scores, candidates, top)
@@ -91,6 +93,11 @@ def find_moments(
         if len(moments) >= top or complete:
             return moments
         candidates = min(8 * candidates, count)
+
+
+def share_of_places(top: int, per_file: int | None) -> int:
+    """Most moments of one file while others have any left: `per_file`, or half of `top`, rounded up."""
+    return max(1, (top + 1) // 2 if per_file is None else per_file)
 
 
 def _best_rows(snapshot: Snapshot, scores: np.ndarray, count: int, files: int) -> np.ndarray:

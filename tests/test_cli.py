@@ -55,6 +55,7 @@ COMMANDS = {
         "--allow-download",
         "--licence",
     },
+    "plan": {"--budget", "--video", "--profile", "--json"},
     "info": set(),
     "doctor": set(),
     "demo": {"--videos", "--query", "--output", "--count"},

@@ -15,6 +15,12 @@ EXAMPLES = ROOT / "examples"
 
 PROMISED = {
     "budget.py": ["fits", "limit 20 GMACs"],
+    "plan.py": [
+        "nano within 0.5gmacs, 40MB: 120 tokens",
+        "tokens: clamped to 120 of 1152",
+        "measured",
+        "refused: no plan",
+    ],
     "read_video.py": ["Clip(3x", "equal by index: True", "frames in order:"],
     "search_folder.py": ["6 files", "looking for:", "truth:"],
     "select_tokens.py": [" all tokens:", "40 tokens:", "#"],

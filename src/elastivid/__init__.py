@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from elastivid.core.point import OperatingPoint as OperatingPoint
     from elastivid.core.point import Runtime as Runtime
     from elastivid.core.point import Sampling as Sampling
+    from elastivid.planning.prepare import plan as plan
     from elastivid.search.filters import Filters as Filters
     from elastivid.search.index import Index as Index
     from elastivid.weights.load import build as build
@@ -33,6 +34,7 @@ _WHERE = {
     "Sampling": "elastivid.core.point",
     "Filters": "elastivid.search.filters",
     "Index": "elastivid.search.index",
+    "plan": "elastivid.planning.prepare",
     "build": "elastivid.weights.load",
     "load": "elastivid.weights.load",
 }

@@ -1,4 +1,4 @@
-"""The command `elastivid`: index, search, info, doctor, demo.
+"""The command `elastivid`: index, search, plan, info, doctor, demo.
 
 Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to end.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ import typer
 from elastivid import __version__
 from elastivid.app.exports import lines_of_exports, write_wanted
 from elastivid.app.text import lines_of_add
-from elastivid.core.errors import ElastividError, PointError
+from elastivid.core.errors import BudgetError, ElastividError, PointError
 from elastivid.search.records import QueryError
 
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ IndexOption = Annotated[
     Path, typer.Option("--index", envvar="ELASTIVID_INDEX", help="Folder of the index.", show_default=True)
 ]
 DEFAULT_INDEX = Path("library.ev")
+
+
+class Profiling(StrEnum):
+    """Which measured times a plan uses."""
+
+    kept = "kept"
+    again = "again"
+
+
 DownloadOption = Annotated[
     bool, typer.Option("--allow-download", help="Fetch an hf: model that is not in the local cache.")
 ]
@@ -49,7 +59,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show stops nothing
     try:
         app()
-    except (QueryError, PointError) as error:
+    except (QueryError, PointError, BudgetError) as error:
         _fail(error, 2)
     except ElastividError as error:
         _fail(error, 1)
@@ -211,6 +221,34 @@ def search(
             print(line)
     if any(c.problem for c in cuts):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Argument(help="Shipped name (nano), weights file or family/preset.")],
+    budget: Annotated[
+        str, typer.Option(help='What may be spent: 20x, 40ms, 5gmacs, 600MB, 512tokens, "40ms, batch 8".')
+    ],
+    video: Annotated[str | None, typer.Option(help="The video to read [default: 1280x720@30].")] = None,
+    profile: Annotated[
+        Profiling, typer.Option(help="Measured times: those kept from before, or anew.")
+    ] = Profiling.kept,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a budget buys on this machine. The first plan for a model measures it for two minutes."""
+    from elastivid.app.plan import lines_of_plan, plan_as_json
+    from elastivid.app.progress import show_measuring
+    from elastivid.core.budget import Budget
+    from elastivid.planning.prepare import planner_for
+    from elastivid.planning.reading import Source
+    from elastivid.planning.subject import describe
+
+    wanted, source, subject = Budget.parse(budget), Source.parse(video) if video else None, describe(model)
+    with show_measuring() as progress:
+        again = profile is Profiling.again
+        planner = planner_for(subject, wanted, source=source, again=again, progress=progress)
+    made = planner.plan(wanted)
+    print(plan_as_json(made, planner) if as_json else "\n".join(lines_of_plan(made, planner, wanted)))
 
 
 @app.command()

@@ -46,6 +46,43 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+@contextmanager
+def show_measuring() -> Iterator[Callable[[float, float, str], None]]:
+    """A callback that shows how far measuring this machine is; the bar appears with its first call."""
+    if not sys.stderr.isatty():
+        yield _MeasuringLines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("measuring this machine"),
+        BarColumn(30),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring", total=1.0, what="", visible=False)
+
+        def show(done: float, total: float, what: str) -> None:
+            bar.update(task, completed=done / total, what=what, visible=True)
+
+        yield show
+
+
+class _MeasuringLines:
+    """Prints a line every ten seconds, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic() - LINE_EVERY_SECONDS
+
+    def __call__(self, done: float, total: float, what: str) -> None:
+        if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
+            self._last = time.monotonic()
+            print(f"measuring this machine, {done / total:.0%}: {what}", file=sys.stderr, flush=True)
+
+
 class _Lines:
     """Prints a readable line now and then, for logs."""
 

@@ -44,7 +44,8 @@ class Budget:
         state_megabytes: most megabytes (10^6 bytes) of state and peak activations above the weights.
         total_megabytes: the same with the weights.
         tokens_per_clip: most tokens per clip.
-        batch: clips that run together; 1 states latency, more states throughput.
+        batch: clips that run together; 1 states latency, more states throughput. `None` leaves it to the planner: 1
+            where milliseconds are limited, else what runs fastest.
 
     Raises:
         BudgetError: a limit is not a positive finite number, there is no limit, or the memory limits contradict.
@@ -56,7 +57,7 @@ class Budget:
     state_megabytes: float | None = None
     total_megabytes: float | None = None
     tokens_per_clip: int | None = None
-    batch: int = 1
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
@@ -76,8 +77,8 @@ class Budget:
 
     @property
     def is_latency(self) -> bool:
-        """Whether times are those of one clip alone (batch 1)."""
-        return self.batch == 1
+        """Whether times are those of one clip alone (batch 1, which is also what leaving it out means)."""
+        return self.batch in (None, 1)
 
     def limits(self) -> dict[str, float]:
         """The limits that are set, by field name; `batch` is not a limit."""
@@ -107,8 +108,8 @@ class Budget:
             if name in values:
                 raise BudgetError(f"{name} is given twice in {text!r}; state one value")
             values[name] = value
-        tokens, batch = values.pop("tokens_per_clip", None), values.pop("batch", 1)
-        return cls(**values, tokens_per_clip=_whole("tokens_per_clip", tokens), batch=_whole("batch", batch) or 0)
+        tokens, batch = values.pop("tokens_per_clip", None), values.pop("batch", None)
+        return cls(**values, tokens_per_clip=_whole("tokens_per_clip", tokens), batch=_whole("batch", batch))
 
     def __str__(self) -> str:
         """Text that `parse` reads back to an equal budget."""
@@ -121,7 +122,7 @@ class Budget:
             "tokens_per_clip": "{}tokens",
         }
         parts = [patterns[name].format(_number(value)) for name, value in self.limits().items()]
-        return ", ".join(parts if self.is_latency else [*parts, f"batch {self.batch}"])
+        return ", ".join(parts if self.batch is None else [*parts, f"batch {self.batch}"])
 
 
 def _parse_part(part: str, text: str) -> tuple[str, float]:

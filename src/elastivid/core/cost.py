@@ -208,7 +208,7 @@ def hardware_key(runtime: Runtime | None = None) -> str:
             f"{threads} thread{'s' if threads != 1 else ''}",
             f"torch {torch.__version__}",
             runtime.precision + (" compiled" if runtime.compiled else ""),
-            f"batch {runtime.batch}",
+            f"batch {runtime.batch}" + (f" x {runtime.workers} workers" if runtime.workers > 1 else ""),
         )
     )
 

@@ -21,8 +21,11 @@ class Plan:
         sampling: which frames are read.
         point: what the model spends on a clip.
         runtime: where and how it runs.
-        cost: predicted cost of one clip.
+        cost: predicted cost of one clip; activations are those of all clips that run at the same time.
         reasons: why each choice was made, such as {"tokens": "the largest count within 5 GMACs"}.
+        model: address of the model that the plan is for.
+        budget: what was asked for, as `Budget.parse` reads it.
+        realtime_factor: predicted seconds of video per second, decoding included; `None` when not measured.
     """
 
     sampling: Sampling
@@ -30,12 +33,15 @@ class Plan:
     runtime: Runtime
     cost: Cost
     reasons: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""
+    budget: str = ""
+    realtime_factor: float | None = None
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that are equal for plans with equal sampling, point and runtime.
+        """16 hexadecimal digits that are equal for plans with equal model, sampling, point and runtime.
 
-        Predicted cost and reasons do not change what is computed, so they are left out. The value is the same on
+        Budget, predictions and reasons do not change what is computed, so they are left out. The value is the same on
         every machine and in every session.
 
         Raises:
@@ -53,6 +59,8 @@ class Plan:
         content = self._decisive() | {
             "cost": asdict(self.cost),
             "reasons": dict(self.reasons),
+            "budget": self.budget,
+            "realtime_factor": self.realtime_factor,
             "fingerprint": self.fingerprint,
         }
         return json.dumps(content, indent=2)
@@ -69,12 +77,12 @@ class Plan:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             raise PlanError(f"a plan must be JSON text: {error}") from error
-        _need_keys("plan", content, {*_PARTS, "reasons", "fingerprint"})
+        _need_keys("plan", content, {*_PARTS, *_PLAIN, "fingerprint"})
         parts = {}
         for name, kind in _PARTS.items():
             _need_keys(name, content[name], {f.name for f in fields(kind)})
             parts[name] = kind(**{key: _tuple(value) for key, value in content[name].items()})
-        plan = cls(**parts, reasons=content["reasons"])
+        plan = cls(**parts, **{name: content[name] for name in _PLAIN})
         if plan.fingerprint != content["fingerprint"]:
             raise PlanError(
                 f"the plan's content has fingerprint {plan.fingerprint} but states {content['fingerprint']}: "
@@ -89,10 +97,16 @@ class Plan:
                 f"a plan cannot write the selector object {self.point.selector!r}; leave OperatingPoint.selector at "
                 "None, which takes the model's own"
             )
-        return {"sampling": asdict(self.sampling), "point": asdict(self.point), "runtime": asdict(self.runtime)}
+        return {
+            "model": self.model,
+            "sampling": asdict(self.sampling),
+            "point": asdict(self.point),
+            "runtime": asdict(self.runtime),
+        }
 
 
 _PARTS: dict[str, type[Any]] = {"sampling": Sampling, "point": OperatingPoint, "runtime": Runtime, "cost": Cost}
+_PLAIN = ("reasons", "model", "budget", "realtime_factor")
 
 
 def _need_keys(name: str, content: object, keys: set[str]) -> None:

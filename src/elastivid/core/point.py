@@ -83,15 +83,29 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a model runs. `threads=None` leaves torch's own choice."""
+    """Where and how a model runs.
+
+    Args:
+        device: torch's name of it.
+        precision: what weights and activations are held in.
+        threads: processor threads of one batch; `None` leaves torch's own choice.
+        batch: clips that run together.
+        compiled: whether torch compiles the model first.
+        workers: batches that run at the same time, each on its own threads.
+
+    Raises:
+        PointError: a value is out of range.
+    """
 
     device: str = "cpu"
     precision: str = "float32"
     threads: int | None = None
     batch: int = 1
     compiled: bool = False
+    workers: int = 1
 
     def __post_init__(self) -> None:
         _need(self.precision in PRECISIONS, f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         _need(self.batch >= 1, f"batch must be >= 1, got {self.batch}")
+        _need(self.workers >= 1, f"workers must be >= 1, got {self.workers}")
         _need(self.threads is None or self.threads >= 1, f"threads must be >= 1 or None, got {self.threads}")

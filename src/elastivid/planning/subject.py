@@ -1,0 +1,209 @@
+"""`Subject`: what a planner knows of a model before running it: its axes, its closed-form cost, what it was trained at.
+
+Everything comes from a preset or from the metadata of a weights file; no weights are read. A weights file may say
+
+    trained_widths   widths its layers were trained at; without it only the full width is used
+    trained_tokens   token counts it was trained at; without it a sixteenth of the grid counts as the fewest
+    fronts           measured accuracies (see `Front`), each with the hash of the weights it was measured on
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
+
+from elastivid.core.cost import Cost
+from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
+from elastivid.core.point import OperatingPoint
+from elastivid.planning.timing import Work
+
+if TYPE_CHECKING:
+    from elastivid.models.base import DualEncoder, VideoEncoder
+
+FEWEST_SHARE = 16  # without `trained_tokens`, a plan keeps at least this part of the tokens of the native grid
+FRONT_KEYS = {"weights", "data", "metric", "points"}
+POINT_KEYS = {"frames", "size", "tokens", "width", "accuracy"}
+
+
+@dataclass(frozen=True)
+class Front:
+    """Accuracy measured at several operating points of one set of weights on one version of a data set.
+
+    Args:
+        data: name and version of the data set, such as "synthetic@1".
+        metric: what was measured; more is better.
+        points: per point its frames, size, tokens, width and accuracy.
+    """
+
+    data: str
+    metric: str
+    points: tuple[Mapping[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as the planner sees it. Make one with `describe`.
+
+    Args:
+        address: name or file of the model.
+        config: the sizes of its video tower; has `cost`, `num_frames`, `image_size`, `patch_size`, `embed_dim`.
+        axes: what an operating point may set.
+        trained_widths: widths that may be used, ascending; the last one is the full width.
+        fewest_tokens: a plan keeps at least this many on the native grid.
+        fronts: measured accuracies of these very weights.
+        has_weights: whether the address names trained weights rather than a preset.
+    """
+
+    address: str
+    config: Any
+    axes: frozenset[str]
+    trained_widths: tuple[int, ...]
+    fewest_tokens: int
+    fronts: tuple[Front, ...] = ()
+    has_weights: bool = False
+    _costs: dict[tuple[Any, ...], Cost] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def frames(self) -> int:
+        """Frames of the grid it was made for."""
+        return int(self.config.num_frames)
+
+    @property
+    def size(self) -> int:
+        """Side in pixels of the grid it was made for."""
+        return int(self.config.image_size)
+
+    @property
+    def full_width(self) -> int:
+        """All channels."""
+        return int(self.config.embed_dim)
+
+    @property
+    def reads_any_grid(self) -> bool:
+        """Whether frames and size may differ from the native ones: families that select tokens read any grid."""
+        return "tokens" in self.axes
+
+    def available_tokens(self, frames: int, size: int) -> int:
+        """Patch tokens of a clip."""
+        return int(frames * (size // self.config.patch_size) ** 2)
+
+    def cost(self, frames: int, size: int, point: OperatingPoint) -> Cost:
+        """Closed-form cost of one clip, float32."""
+        key = (frames, size, point.tokens, point.width)
+        if key not in self._costs:
+            axes: dict[str, Any] = {} if "tokens" not in self.axes else {"tokens": point.tokens}
+            if point.width not in (None, self.full_width):
+                axes["width"] = point.width
+            self._costs[key] = self.config.cost(frames=frames, size=size, **axes)
+        return self._costs[key]
+
+    def work(self, frames: int, size: int, point: OperatingPoint) -> Work:
+        """What one clip makes the model do, for predicting its time."""
+        tokens = point.tokens or self.available_tokens(frames, size)
+        width = point.width if isinstance(point.width, int) else self.full_width
+        return Work(self.cost(frames, size, point).macs, frames * size**2, tokens, width)
+
+    @cached_property
+    def key(self) -> str:
+        """Text that is equal for models that take the same time: the family and the sizes of the video tower."""
+        return json.dumps([type(self.config).__module__, asdict(self.config)], sort_keys=True)
+
+    def build(self) -> VideoEncoder | DualEncoder:
+        """The model in evaluation mode: with its weights where the address names some, else untrained."""
+        from elastivid.weights.load import build, load
+
+        model = load(self.address) if self.has_weights else build(self.address)
+        return cast("VideoEncoder | DualEncoder", model.eval())
+
+
+def describe(address: str) -> Subject:
+    """The subject of a shipped name, a weights file or a preset.
+
+    Raises:
+        UnknownNameError: nothing has this name.
+        WeightsError: the file is damaged or its metadata cannot be read.
+        PlanError: the model has no closed-form cost to plan with.
+    """
+    from elastivid.weights.load import ALIASES, families, read_metadata, resolve
+
+    if address in ALIASES or address.endswith(".safetensors"):
+        return _from_metadata(address, read_metadata(resolve(address)))
+    family, separator, preset = address.partition("/")
+    if not separator or family not in families():
+        names = [*ALIASES, *(f"{name}/..." for name in families())]
+        raise UnknownNameError("model (a shipped name, a .safetensors file or family/preset)", address, names)
+    presets = importlib.import_module(f"elastivid.models.{family}").PRESETS
+    if preset not in presets:
+        raise UnknownNameError(f"preset of {family}", preset, presets)
+    return _from_config(address, getattr(presets[preset], "video", presets[preset]))
+
+
+def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
+    """The subject of a dual encoder's file."""
+    from elastivid.models.fluxvit import FluxViTConfig
+
+    try:
+        config = FluxViTConfig(**metadata["config"]["video"])
+        subject = _from_config(address, config)
+        widths = tuple(sorted({int(w) for w in metadata.get("trained_widths", ())} | {subject.full_width}))
+        tokens = [int(count) for count in metadata.get("trained_tokens", ())]
+        fronts = tuple(_front(row) for row in metadata.get("fronts", ()) if row["weights"] == metadata["space_id"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"metadata of {address} cannot be planned with ({type(error).__name__}: {error}); it needs config, "
+            "space_id and, where given, trained_widths, trained_tokens (whole numbers) and fronts "
+            f"({', '.join(sorted(FRONT_KEYS))}; points with {', '.join(sorted(POINT_KEYS))})"
+        ) from error
+    if widths[0] < 1 or widths[-1] > subject.full_width:
+        raise WeightsError(f"trained_widths of {address} must lie in 1 to {subject.full_width}, got {list(widths)}")
+    return replace(
+        subject,
+        trained_widths=widths if "width" in subject.axes else (subject.full_width,),
+        fewest_tokens=min(tokens, default=subject.fewest_tokens),
+        fronts=fronts,
+        has_weights=True,
+    )
+
+
+def _from_config(address: str, config: Any) -> Subject:
+    missing = [n for n in ("cost", "num_frames", "image_size", "patch_size", "embed_dim") if not hasattr(config, n)]
+    if missing:
+        raise PlanError(f"{address} cannot be planned: its config has no {', '.join(missing)}")
+    axes = _axes(type(config).__module__, type(config).__name__)
+    subject = Subject(address, config, axes, (int(config.embed_dim),), 1)
+    return replace(
+        subject, fewest_tokens=max(1, subject.available_tokens(subject.frames, subject.size) // FEWEST_SHARE)
+    )
+
+
+@lru_cache
+def _axes(module: str, config: str) -> frozenset[str]:
+    """`supported_axes` of the encoder that is built from `config`: the return type of its `build` says which."""
+    encoder = get_type_hints(getattr(importlib.import_module(module), config).build)["return"]
+    return frozenset(encoder.supported_axes)
+
+
+def _front(row: Mapping[str, Any]) -> Front:
+    if set(row) != FRONT_KEYS or not row["points"] or any(set(point) != POINT_KEYS for point in row["points"]):
+        raise ValueError("a front has other keys")
+    return Front(str(row["data"]), str(row["metric"]), tuple(row["points"]))
+
+
+def require_axes(subject: Subject, tokens: int | None) -> None:
+    """Refuse a limit on tokens for a family that cannot drop any.
+
+    Raises:
+        BudgetError: `tokens` is fewer than the family always uses.
+    """
+    if tokens is None or "tokens" in subject.axes:
+        return
+    always = subject.available_tokens(subject.frames, subject.size)
+    if tokens < always:
+        raise BudgetError(
+            f"{subject.address} has no axis tokens: it always uses {always}, and {tokens} were allowed; leave tokens "
+            f"out of the budget (its axes: {', '.join(sorted(subject.axes)) or 'none'}) or take a model that selects"
+        )

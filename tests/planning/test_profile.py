@@ -1,0 +1,202 @@
+"""Profiles: a design that covers the axes in bounded time, resists disturbance, and survives being stored."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from machines import CORES, FakeMeter, fake_profile, fake_reading
+
+from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
+from elastivid.core.point import OperatingPoint, Runtime, Sampling
+from elastivid.planning import profile as profiles
+from elastivid.planning.meter import RealMeter
+from elastivid.planning.profile import (
+    Profile,
+    grid_points,
+    load_profile,
+    measure,
+    profile_path,
+    profiled_widths,
+    save_profile,
+    ways_of_running,
+)
+from elastivid.planning.reading import Reading, ReadingRow, Source, load_reading, measure_reading, save_reading
+from elastivid.planning.subject import describe
+from elastivid.weights.load import read_metadata, resolve
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return describe("nano")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELASTIVID_CACHE", str(tmp_path / "cache"))
+
+
+def test_points_cover_every_axis(nano):
+    points = grid_points(replace(nano, trained_widths=(64, 128, 192)))
+    assert {size for _, size, _ in points} > {168}
+    assert len({frames for frames, _, _ in points}) >= 3
+    assert {point.width for *_, point in points} == {64, 128, None}
+    counts = [point.tokens for frames, size, point in points if (frames, size, point.width) == (8, 168, None)]
+    assert counts[:3] == [1152, 576, 288]
+    assert len(points) == len(set(points))
+
+
+def test_untrained_widths_are_measured_but_thirds_of_the_heads():
+    subject = describe("fluxvit/small")
+    assert profiled_widths(subject) == (128, 256, 384)
+    assert subject.trained_widths == (384,)
+
+
+def test_finds_the_formula_although_every_third_call_is_disturbed(nano):
+    profile = fake_profile(nano)
+    meter = FakeMeter(nano)
+    for runtime in profile.runtimes:
+        for tokens in (100, 333, 900):
+            point = OperatingPoint(tokens=tokens)
+            true = meter.true(8, 168, point, runtime)
+            assert profile.predict(8, 168, point, runtime) == pytest.approx(true, rel=0.05)
+    assert float(np.median(np.abs(profile.errors))) < 0.02
+
+
+def test_measuring_ends_when_its_time_is_up(nano):
+    seen = []
+    meter = FakeMeter(nano)
+    profile = measure(
+        nano, meter, runtimes=ways_of_running(CORES), seconds=40.0, progress=lambda *what: seen.append(what)
+    )
+    longest = max(profiles.MOST_NATIVE_SECONDS, profiles.MOST_CALL_SECONDS)
+    assert profile.seconds <= 40.0 + longest
+    assert seen[-1][0] == seen[-1][1]
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert "threads" in seen[0][2] or "thread" in seen[0][2]
+
+
+def test_batches_between_the_measured_ones_lie_between(nano):
+    profile = fake_profile(nano, disturbed=False)
+    point = OperatingPoint(tokens=256)
+    times = [profile.predict(8, 168, point, Runtime(threads=2, batch=batch)) for batch in (1, 2, 4, 8, 64)]
+    assert times[:4] == sorted(times[:4], reverse=True)
+    assert times[3] == times[4]
+    with pytest.raises(PlanError, match="nothing was measured with"):
+        profile.predict(8, 168, point, Runtime(threads=7))
+
+
+def test_a_stored_profile_reads_back(nano):
+    assert load_profile(nano) is None
+    profile = fake_profile(nano)
+    path = save_profile(profile)
+    assert path == profile_path(nano)
+    assert list(path.parent.iterdir()) == [path]
+    assert load_profile(nano) == profile
+    assert load_profile(describe("fluxvit/small")) is None
+
+
+def test_a_damaged_or_foreign_profile_is_measured_again(nano):
+    profile = fake_profile(nano)
+    path = save_profile(profile)
+    path.write_text(path.read_text()[:1000])
+    assert load_profile(nano) is None
+    for text in ("[]", "{}", json.dumps(json.loads(profile.to_json()) | {"model": "other"})):
+        with pytest.raises(PlanError, match="measure again"):
+            Profile.from_json(text, nano)
+
+
+def test_the_place_depends_on_machine_model_and_code(nano, monkeypatch):
+    places = {profile_path(nano), profile_path(describe("fluxvit/small"))}
+    monkeypatch.setattr(profiles, "machine_key", lambda: "another")
+    places.add(profile_path(nano))
+    monkeypatch.setattr(profiles, "code_key", lambda: "another")
+    places.add(profile_path(nano))
+    assert len(places) == 4
+
+
+def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    assert profiles.cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("ELASTIVID_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(profiles.sys, "platform", "linux")
+    assert profiles.cache_folder() == tmp_path / "xdg" / "elastivid"
+
+
+def test_a_real_profile_of_a_tiny_model():
+    """No times are asserted, only that real measuring gives a profile that can plan."""
+    subject = describe("fluxvit/tiny")
+    ways = [Runtime(threads=1), Runtime(threads=1, batch=2, workers=2, precision="bfloat16")]
+    profile = measure(subject, RealMeter(subject), runtimes=ways, seconds=2.0)
+    assert set(profile.runtimes) == set(ways)
+    assert all(row.milliseconds > 0 and row.calls >= 1 for row in profile.rows)
+    assert profile.predict(8, 70, OperatingPoint(tokens=50), ways[1]) > 0
+
+
+# models
+
+
+def test_metadata_names_widths_tokens_and_fronts(nano, monkeypatch):
+    metadata = read_metadata(resolve("nano"))
+    front = {"weights": metadata["space_id"], "data": "world@1", "metric": "hit@1", "points": [
+        {"frames": 8, "size": 168, "tokens": 256, "width": 192, "accuracy": 0.5}]}  # fmt: skip
+    other = front | {"weights": "0" * 16}
+    extra = {"trained_widths": [64, 128, 192], "trained_tokens": [64, 512], "fronts": [front, other]}
+    monkeypatch.setattr("elastivid.weights.load.read_metadata", lambda path: metadata | extra)
+    subject = describe("nano")
+    assert subject.trained_widths == (64, 128, 192)
+    assert subject.fewest_tokens == 64
+    assert [front.data for front in subject.fronts] == ["world@1"]
+    for bad in ({"trained_widths": [64, 999]}, {"trained_widths": ["wide"]}, {"fronts": [{"data": "x"}]},
+                {"fronts": [front | {"points": []}]}):  # fmt: skip
+        monkeypatch.setattr("elastivid.weights.load.read_metadata", lambda path, bad=bad: metadata | bad)
+        with pytest.raises(WeightsError, match="nano"):
+            describe("nano")
+
+
+@pytest.mark.parametrize("address", ["nanoo", "fluxvit", "fluxvit/huge", "nosuch/tiny"])
+def test_unknown_models_are_named(address):
+    with pytest.raises(UnknownNameError, match="unknown"):
+        describe(address)
+
+
+# reading
+
+
+def test_realtime_needs_what_frames_and_pixels_need():
+    reading = fake_reading()
+    exact = Sampling()
+    small = reading.seconds_per_second(Source(320, 240), exact)
+    # 30 frames decoded, 2 looked at, 4 transformed, on two cores
+    assert small == pytest.approx((30 * 0.1 + 2 * 0.2 + 4 * 0.05) / 1e3 / 2)
+    keyframes = replace(exact, decode="keyframes")
+    assert reading.seconds_per_second(Source(320, 240), keyframes) == pytest.approx((0.5 * 1.0 + 0.2) / 1e3 / 2)
+    between = reading.seconds_per_second(Source(1280, 720), exact)
+    large = reading.seconds_per_second(Source(1920, 1080), exact)
+    assert small < between < large < reading.seconds_per_second(Source(3840, 2160), exact)
+    odd = replace(exact, stride_seconds=1.9)  # windows share no times: each looks at all its frames
+    assert reading.seconds_per_second(Source(320, 240), odd) > small
+
+
+def test_sources_are_read_and_refused():
+    assert Source.parse("1920x1080") == Source(1920, 1080, 30.0)
+    assert Source.parse("640X360@23.976") == Source(640, 360, 23.976)
+    assert Source.of([]) == Source()
+    for text in ("", "1080p", "0x4", "640x360@0", "640x360@nan", "axb"):
+        with pytest.raises(BudgetError, match="cannot read the video"):
+            Source.parse(text)
+
+
+def test_reading_is_measured_for_real_and_kept(monkeypatch):
+    monkeypatch.setattr("elastivid.planning.reading.SIZES", ((96, 64),))
+    reading = measure_reading()
+    (row,) = reading.rows
+    assert isinstance(row, ReadingRow)
+    assert min(row.decode, row.keyframe, row.convert) >= 0
+    assert row.keyframe > 0
+    assert load_reading() is None
+    save_reading(reading)
+    assert load_reading() == reading
+    assert isinstance(load_reading(), Reading)

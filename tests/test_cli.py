@@ -38,6 +38,7 @@ COMMANDS = {
         "--limit-memory",
         "--engine",
     },
+    "duplicates": {"--json", "--index"},
     "search": {
         *{"--per-file", "--refine", "--path", "--after", "--before", "--min-duration", "--max-duration"},
         *{"--min-height", "--max-height", "--min-confidence", "--all", "--quiet"},

@@ -252,6 +252,21 @@ def plan(
 
 
 @app.command()
+def duplicates(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    path: IndexOption = DEFAULT_INDEX,
+) -> None:
+    """Find indexed videos that show the same: copies, re-encodes, crops and trims. Nothing is deleted."""
+    from elastivid.app.duplicates import lines_of_duplicates, values_of_duplicates
+    from elastivid.app.progress import count_files
+    from elastivid.search.index import Index
+
+    with count_files("looking at files") as progress:
+        found = Index.open(path).duplicates(progress=progress)
+    print(json.dumps(values_of_duplicates(found), indent=2) if as_json else "\n".join(lines_of_duplicates(found)))
+
+
+@app.command()
 def info(target: Annotated[str, typer.Argument(help="A video file, a model (nano) or an index.")]) -> None:
     """Say what a video file, a model or an index holds."""
     from elastivid.app.info import describe

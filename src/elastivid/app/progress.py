@@ -102,3 +102,17 @@ def rates(progress: Progress) -> str:
     eta = f", {span(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
     per_second = progress.files_done / progress.elapsed_seconds if progress.elapsed_seconds else 0.0
     return f"{per_second:.1f} videos/s, {progress.x_realtime:.0f}x realtime{eta}"
+
+
+@contextmanager
+def count_files(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback that takes files done and files in all, for work on files that is not indexing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

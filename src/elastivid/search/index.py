@@ -35,6 +35,7 @@ from elastivid.weights.licence import ANY, require_licence
 if TYPE_CHECKING:
     from elastivid.core.cost import Cost
     from elastivid.search.indexing import Engine, Progress, Spent
+    from elastivid.search.prints import Duplicates
     from elastivid.search.text import TextEncoder
     from elastivid.video.source import Limits
 
@@ -193,6 +194,23 @@ class Index:
     def runs(self) -> list[dict[str, Any]]:
         """What each run of `add` that read something did, oldest first: counts, seconds, x realtime."""
         return self._store.runs()
+
+    def duplicates(self, *, progress: Callable[[int, int], None] | None = None) -> Duplicates:
+        """Groups of files that show the same: equal bytes, re-encodes, crops, trims, copies with a lead-in.
+
+        Looks at up to 256 frames of every file that it has not looked at before, in worker processes, and keeps what
+        it saw beside the index.
+
+        Args:
+            progress: called with files done and files to look at.
+
+        Raises:
+            LibraryError: there is no index.
+            OSError: the index's folder cannot be written.
+        """
+        from elastivid.search.prints import find_duplicates
+
+        return find_duplicates(self.files(), self.path / "prints", progress=progress)
 
     # adding
 

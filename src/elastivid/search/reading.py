@@ -129,13 +129,17 @@ class Ending:
 Put = Callable[[Window, list[np.ndarray]], None]
 
 
-def read_file(job: Job, reading: Reading, put: Put) -> Ending:
+WindowsOf = Callable[[VideoReader, Sampling, Limits], Iterator[tuple[float, float, list[np.ndarray], str]]]
+
+
+def read_file(job: Job, reading: Reading, put: Put, windows_of: WindowsOf | None = None) -> Ending:
     """Read one file and hand over its windows in order of time.
 
     Args:
         job: the file.
         reading: how it is read, and what that may cost.
         put: takes a window and its T frames uint8 (H, W, 3); may block.
+        windows_of: which windows an open video has; None takes `read_windows`.
 
     Returns:
         how that went; nothing that a file does to the decoder is raised.
@@ -148,7 +152,7 @@ def read_file(job: Job, reading: Reading, put: Put) -> Ending:
             metadata = reader.metadata
             duration = metadata.duration_seconds or 0.0
             values = {"duration_seconds": duration, "width": metadata.width, "height": metadata.height}
-            for start, end, frames, trouble in read_windows(reader, reading.sampling, limits):
+            for start, end, frames, trouble in (windows_of or read_windows)(reader, reading.sampling, limits):
                 problem = problem or trouble
                 clock.pause()
                 share = min(end / duration, 1.0) if duration else 0.0

@@ -20,6 +20,8 @@ EXTRAS_demo := search
 EXTRAS_test := search,hf,plot,docs,dev
 EXTRAS_bench := search,hf,plot,docs,dev,bench
 
+BENCHMARKS := $(filter-out tables actions,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -45,7 +47,7 @@ lint: setup
 	$(BIN)/mypy
 
 bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tables under docs/benchmarks
-	@set -e; for name in decode demo encoder indexing search_speed; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 ifeq ($(FOLDS),)
 	@echo "== actions: left out, it needs LABELLED=folder and FOLDS=\"five checkpoints of recipes/train_nano.py\""
 else

@@ -72,7 +72,7 @@ def make_variants(path: Path, folder: Path, name: str, rng: random.Random) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labelled", type=Path, required=True)
+    parser.add_argument("--labelled", type=Path, default=Path("../shared/data/labelled"))
     parser.add_argument("--originals", type=int, default=100)
     parser.add_argument("--seed", type=int, default=40_777)
     args = parser.parse_args()

@@ -203,3 +203,22 @@ def test_another_precision_keeps_the_space_and_nearly_the_vectors(saved, tmp_pat
         save(cast, tmp_path / "no.safetensors", address="x", licence="MIT", card={})
     with pytest.raises(PointError, match="precision must be one of"):
         exact.cast("int3")
+
+
+def test_a_token_is_embedded_as_if_it_were_the_whole_clip(model):
+    x = torch.randn(2, 5, model.config.video.embed_dim, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        vectors = model.embed_tokens(x)
+        alone = model.video.pool_norm(model.video.pools[0](x[1, 3][None, None]))
+    assert vectors.shape == (2, 5, model.dim)
+    assert torch.allclose(vectors[1, 3], torch.nn.functional.normalize(alone[0], dim=-1), atol=1e-6)
+
+
+def test_a_text_selects_tokens(model):
+    from elastivid.select.text import TextGuided
+
+    tokens = model.video.embed(torch.randn(1, 2, 3, 56, 56, generator=torch.Generator().manual_seed(0)))
+    asked = TextGuided.asking(model, "a red circle", project=model.embed_tokens)
+    assert asked.reduce(tokens, 9).num_placed == 9
+    with pytest.raises(PointError, match="must not be empty"):
+        TextGuided.asking(model, "")

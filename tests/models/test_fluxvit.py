@@ -11,8 +11,11 @@ import torch
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError, WeightsError
 from elastivid.core.point import OperatingPoint
+from elastivid.core.tokens import Tokens
 from elastivid.models.fluxvit import PRESETS, FluxViTConfig, convert_reference
 from elastivid.select.base import Selector
+from elastivid.select.masks import AttentionScore
+from elastivid.select.motion import DiffFP
 
 TINY = PRESETS["tiny"]
 
@@ -185,3 +188,60 @@ def test_block_macs_equal_the_published_figures(preset, tokens, giga):
     one = replace(config, depth=0)
     rest = one.cost(frames=24, size=252, tokens=tokens).macs - one.cost(frames=24, size=252, tokens=1).macs
     assert abs((blocks - rest) / 1e9 / giga - 1) < 0.02
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_cls_attention_is_what_the_block_weights_values_with(model, layer):
+    """Attention of the class token times the values is the class token's row of what the block computes."""
+    tokens = model.embed(clip())
+    attention = model.cls_attention(tokens, layer)
+    assert attention.shape == (2, 200)
+    assert (attention > 0).all()
+    x = model._with_cls(model._placed(tokens, 48)).x
+    with torch.no_grad():
+        for block in model.blocks[:layer]:
+            x = block(x)
+        block = model.blocks[layer]
+        attn, y = block.attn, block.norm1(x)
+        weights = attn.weights(y, 3)  # (B, A, 3, N)
+        values = attn.qkv(y).chunk(3, dim=-1)[2]
+        out = (weights @ values.unflatten(-1, (4, 12)).transpose(1, 2)).transpose(1, 2).flatten(2)  # (B, 3, D)
+        assert torch.allclose(attn.proj(out + attn.local(values[:, :3])), attn(y)[:, :3], atol=1e-5)
+    assert torch.allclose(weights.sum(dim=-1), torch.ones(()))
+    assert torch.allclose(weights[:, :, 0, 1:].mean(dim=1), attention)
+
+
+def test_cls_attention_selects_and_refuses_layers_that_are_not_there(model):
+    video = clip()
+    kept = model(video, point=OperatingPoint(tokens=40, selector=AttentionScore(model.cls_attention))).taps["kept"]
+    scores = model.cls_attention(model.embed(video)).reshape(2, 8, 25)
+    assert torch.equal(kept, scores.topk(5, dim=2).indices.add(25 * torch.arange(8)[:, None]).flatten(1).sort().values)
+    narrow = OperatingPoint(tokens=40, selector=AttentionScore(model.cls_attention), width=24)
+    assert model(video, point=narrow).tokens.num_placed == 40
+    with pytest.raises(PointError, match="layer must be 0 to 2, got 3"):
+        model.cls_attention(model.embed(video), 3)
+
+
+def test_content_may_decide_how_many_tokens_stay(model):
+    """Frames that stand still are pruned; each clip keeps its own number and is encoded as if it were alone."""
+    video = clip()
+    video[0, 3:] = video[0, 2:3]
+    point = OperatingPoint(selector=DiffFP(1e-3))
+    with torch.no_grad():
+        out = model(video, point=point)
+        alone = [model(video[i : i + 1], point=point) for i in range(2)]
+    assert out.tokens.counts == (3 * 25 + 5, 200)
+    assert [one.tokens.num_placed for one in alone] == [80, 200]
+    assert torch.allclose(out.embedding, torch.cat([one.embedding for one in alone]), atol=1e-5)
+
+
+def test_clips_of_different_length_share_a_batch(model):
+    video = clip()
+    with torch.no_grad():
+        short = model.embed(video[:1, :5])
+        padded = replace(short, grid=(8, 5, 5)).pad(200)
+        # positions are those of the grid, so the short clip is encoded in a grid of 8 frames in both cases
+        both = model.encode(Tokens.stack([padded, model.embed(video[1:])]), OperatingPoint())
+        alone = model.encode(replace(short, grid=(8, 5, 5)), OperatingPoint())
+        whole = model(video[1:])
+    assert torch.allclose(both.embedding, torch.cat([alone.embedding, whole.embedding]), atol=1e-5)

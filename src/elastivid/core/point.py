@@ -50,8 +50,8 @@ class OperatingPoint:
     """What a model spends on the clip it was given. `None` everywhere means: everything the model has.
 
     Args:
-        tokens: patch tokens kept after selection; `None` keeps all.
-        selector: object that scores and keeps tokens (see `elastivid.select`); `None` takes the model's own.
+        tokens: patch tokens left after selection; `None` keeps all, or what the selector's own rule keeps.
+        selector: object that keeps or merges tokens (see `elastivid.select`); `None` takes the model's own.
         width: active channels, one int for all layers or one per layer; `None` is the full width.
         memory_tokens: tokens of streaming memory kept; `None` is the model's own.
     """

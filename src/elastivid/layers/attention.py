@@ -71,6 +71,21 @@ class Attention(nn.Module):
             out = out + self.local(v)
         return linear(out, self.proj, d)
 
+    def weights(self, x: Tensor, queries: int, sizes: Tensor | None = None) -> Tensor:
+        """What `forward` weights values with, for the first `queries` tokens: (B, N, d) to (B, A, `queries`, N).
+
+        Cost: N d^2 for the keys and `queries` times (d^2 + N d); the other queries and all values are left out.
+        """
+        d = x.shape[-1]
+        query, key, _ = self.qkv.weight.unflatten(0, (3, -1))[:, :d, :d]  # (3*D, D) -> 3 (d, d)
+        q, k = F.linear(x[:, :queries], query), F.linear(x, key)
+        q = q * inverse_rms(q, self.q_norm.eps) * first(self.q_norm.weight, d)
+        k = k * inverse_rms(k, self.k_norm.eps) * first(self.k_norm.weight, d)
+        q, k = split_heads(q, self.head_dim), split_heads(k, self.head_dim)  # (B, A, queries, K), (B, A, N, K)
+        logits = q @ k.transpose(2, 3) * self.head_dim**-0.5  # (B, A, queries, N)
+        bias = key_bias(sizes, x.dtype)
+        return (logits if bias is None else logits + bias).softmax(dim=-1)
+
 
 def key_bias(sizes: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """log(sizes) for the logits of every query, (B, N) -> (B, 1, 1, N); `None` stays `None` and costs nothing.

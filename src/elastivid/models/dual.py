@@ -96,6 +96,15 @@ class FluxDual(TwoTowers):
         available = video.shape[1] * (video.shape[3] // self._patch_size) * (video.shape[4] // self._patch_size)
         return super().embed_clips(video, point=_within(point, available))
 
+    def embed_tokens(self, x: Tensor) -> Tensor:
+        """Unit vectors (B, M, D) of single tokens (B, M, d): what the pool makes of each when it is alone.
+
+        Brings tokens into the space of the texts, for `TextGuided(..., project=model.embed_tokens)`. Final tokens
+        say more than patch embeddings do.
+        """
+        alone = self.video.pool_norm(self.video.pools[0](x.flatten(0, 1).unsqueeze(1)))  # (B*M, 1, d) -> (B*M, D)
+        return F.normalize(alone.float(), dim=-1).unflatten(0, x.shape[:2])  # (B, M, D)
+
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Closed-form cost of one clip."""
         return super().cost(

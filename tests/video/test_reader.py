@@ -127,6 +127,17 @@ def test_keyframes_mode_gives_the_keyframe_at_or_before(closed, folder):
             np.testing.assert_array_equal(clip.frames, reader.frames_at(expected).frames)
 
 
+@pytest.mark.parametrize("name", ["long.avi", "long.mkv", "long.mpg"])
+def test_the_last_keyframe_stays_until_the_end_of_the_file(folder, name):
+    codec = "mpeg2video" if name == "long.mpg" else "mpeg4"
+    path = encode(folder / name, 100, codec=codec, options={"g": "200", "sc_threshold": "1000000000"})
+    with VideoReader(path) as reader:
+        assert not reader.earns_random_access
+        clip = reader.frames_played_at([0.0, 2.0, 3.8, 4.9, 5.5], decode="keyframes")
+        assert clip.times_seconds.tolist() == [0.0] * 4
+        assert "the video ends" in clip.problem
+
+
 def test_times_count_from_the_first_frame(folder):
     path = encode(folder / "late.mkv", 8, times=[5000 + 40 * i for i in range(8)], options=X264)
     with VideoReader(path) as reader:

@@ -18,7 +18,6 @@ def engine_named(name: str) -> Engine:
 
     Raises:
         UnknownNameError: there is no such engine.
-        MissingExtraError: Ray is not installed.
     """
     if name not in ENGINES:
         raise UnknownNameError("engine", name, ENGINES)

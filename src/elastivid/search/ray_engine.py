@@ -54,13 +54,13 @@ class RayPipeline(Pipeline):
         Raises:
             MissingExtraError: Ray is not installed.
         """
+        ray = _ray()
         self._bytes_total += sum(job.size_bytes for job in jobs)
         self._files_total += len(jobs)
         taken = [found for job in jobs if (found := take(job) if take else job) is not None]
         self._skipped += len(jobs) - len(taken)
         if not taken:
             return
-        ray = _ray()
         began = not ray.is_initialized()
         if began:
             here = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}

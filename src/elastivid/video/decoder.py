@@ -77,6 +77,7 @@ class Decoder:
         self._index: PacketIndex | None = None
         self._index_known = False
         self._next_packet = 0  # packet that demuxing gives next; -1 unknown
+        self.read_seconds = 0.0  # end of the last picture of the packets that `sequential` has read
         self.start_clock()
         self._open()
 
@@ -187,6 +188,7 @@ class Decoder:
         if keyframes_only:
             codec.skip_frame = "NONKEY"
         self.failed_packets = 0
+        self.read_seconds = 0.0
         count, origin = 0, None
         seconds = 0.0
         for frame in self._all_frames():
@@ -206,7 +208,7 @@ class Decoder:
 
     def _all_frames(self) -> Iterator[VideoFrame]:
         packets = self.container.demux(self.stream)
-        count = 0
+        count, origin = 0, None
         while True:
             self.check(0)
             try:
@@ -217,6 +219,11 @@ class Decoder:
                 if count == 0:
                     refuse_encryption(packet, self.path)
                 count += packet.size > 0
+                stamp = packet.dts if packet.pts is None else packet.pts
+                if stamp is not None:
+                    origin = stamp if origin is None else min(origin, stamp)
+                    end = _seconds(stamp - origin + (packet.duration or 0), packet.time_base)
+                    self.read_seconds = max(self.read_seconds, end)
                 frames = packet.decode()
             except EOFError:
                 self._note_early_end(count)

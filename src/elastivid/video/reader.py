@@ -307,6 +307,8 @@ class VideoReader:
         if shown is None:
             return
         end = shown.seconds + self._decoder.shown_seconds(shown.frame)
+        if keyframes_only:
+            end = max(end, self._decoder.read_seconds)
         while position < len(wanted) and wanted[position] <= end + HOLD_SECONDS:
             yield shown
             position += 1

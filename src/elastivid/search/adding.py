@@ -71,7 +71,8 @@ class Adding:
         """See `Index.add`."""
         found, unlisted = find_videos(roots, allow_url=self._means.allow_url)
         index, store = self._index, self._index._store
-        settings = index._settings_for_writing()
+        settings = index._settings_for_writing()  # a new index loads the model for them
+        self._load_seconds = time.perf_counter() - self._started if not store.exists else 0.0
         if index._asks_for_a_model:
             index._encoder_for_writing(settings)
         writer = None
@@ -107,7 +108,7 @@ class Adding:
     def _read(self, writer: Writer, settings: Settings, files: list[FoundFile]) -> None:
         before = time.perf_counter()
         encoder = self._index._encoder_for_writing(settings)
-        self._load_seconds = time.perf_counter() - before
+        self._load_seconds += time.perf_counter() - before
         with Claims(self._index.path) as claims:
             intake = Intake(writer, claims, self._notify)
             reading = Reading(

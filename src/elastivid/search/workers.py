@@ -323,9 +323,9 @@ def work(channel: str, memory: str, parent: str) -> NoReturn:
     with Connection(int(channel)) as connection:
         try:
             setup: _Setup = pickle.loads(connection.recv_bytes())
-            _confine(setup.reading.limits.memory_megabytes)
             shape = (setup.slots, *setup.reading.window_shape)
             frames = np.frombuffer(mmap.mmap(int(memory), 0), np.uint8).reshape(shape)  # (S, T, H, W, 3)
+            _confine(setup.reading.limits.memory_megabytes)
             _Reader(connection, frames, setup).run()
         except (EOFError, ConnectionError):
             os._exit(0)  # the parent is done or gone

@@ -23,7 +23,7 @@ from av.packet import Packet
 from av.stream import Discard
 from av.video.frame import VideoFrame
 
-from elastivid.video.errors import VideoError, VideoTimeoutError, VideoTooLargeError
+from elastivid.video.errors import VideoError, VideoMemoryError, VideoTimeoutError, VideoTooLargeError
 from elastivid.video.index import PacketIndex, build_index, can_index
 from elastivid.video.source import Limits, open_container, refuse_encryption
 
@@ -228,6 +228,8 @@ class Decoder:
             except EOFError:
                 self._note_early_end(count)
                 return
+            except MemoryError as error:
+                raise VideoMemoryError(f"{self.path}: decoding it needs more memory than there is") from error
             except av.error.FFmpegError as error:
                 self._fail(error)
                 if self.failed_packets > MAX_FAILED_PACKETS:

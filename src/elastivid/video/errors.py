@@ -33,5 +33,9 @@ class VideoTooLargeError(VideoError, ValueError):
     """A limit on pixels, frames or seconds of video is exceeded."""
 
 
+class VideoMemoryError(VideoError, MemoryError):
+    """Reading needs more memory than this process may take."""
+
+
 class VideoTimeoutError(VideoError, TimeoutError):
     """Reading took longer than `Limits.stall_seconds`."""

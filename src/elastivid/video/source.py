@@ -28,6 +28,7 @@ from elastivid.video.errors import (
     NotAVideoError,
     NoVideoStreamError,
     TruncatedVideoError,
+    VideoMemoryError,
     VideoNotFoundError,
     VideoTimeoutError,
     VideoTooLargeError,
@@ -167,7 +168,7 @@ def open_container(path: str, limits: Limits, *, allow_url: bool = False) -> tup
             f"{path}: opening took longer than Limits.stall_seconds={limits.stall_seconds}"
         ) from error
     except MemoryError as error:
-        raise VideoTooLargeError(f"{path}: opening needs more memory than there is") from error
+        raise VideoMemoryError(f"{path}: opening it needs more memory than there is") from error
     except (av.error.HTTPError, av.error.ConnectionRefusedError) as error:
         raise VideoNotFoundError(f"{path}: the server does not give it ({_reason(error)})") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:

@@ -60,7 +60,9 @@ def test_unrelated_queries_get_uniform_p_values(tmp_path):
     values = []
     for files in (1, 5, 50, 300):
         found = library(rng, files)
-        nulls = null_scores(tmp_path / f"{files}.safetensors", found, Texts(files)).best(found.windows["file_id"])
+        nulls = null_scores(tmp_path / f"{files}.safetensors", found, Texts(files)).best(
+            np.unique(found.windows["file_id"])
+        )
         best = (found.vectors @ unit(rng, 100).T).max(axis=0)  # (N, 100) -> (100,)
         values.append(1 - confidence_of(best, nulls))
     p = np.sort(np.concatenate(values))
@@ -73,7 +75,7 @@ def test_unrelated_queries_get_uniform_p_values(tmp_path):
 def test_a_planted_match_is_certain(tmp_path):
     rng = np.random.default_rng(1)
     found = library(rng, 200)
-    nulls = null_scores(tmp_path / "n.safetensors", found, Texts()).best(found.windows["file_id"])
+    nulls = null_scores(tmp_path / "n.safetensors", found, Texts()).best(np.unique(found.windows["file_id"]))
     assert confidence_of(np.array([0.999]), nulls)[0] == 1 - 1 / (len(null_texts()) + 1)
 
 
@@ -87,6 +89,14 @@ def test_best_scores_by_file_equal_brute_force(monkeypatch):
         best = best_by_file(found, rows, queries)
         wanted = [(found.vectors[ids == k] @ queries.T).max(axis=0) for k in np.unique(ids[rows])]
         np.testing.assert_allclose(best, wanted, atol=1e-6)
+
+
+def test_files_of_rows():
+    found = library(np.random.default_rng(5), 20)
+    ids = found.windows["file_id"]
+    assert found.first_rows.tolist() == [int(np.flatnonzero(ids == k)[0]) for k in range(20)]
+    for chosen in ([], [3], [0, 7, 19], list(range(20))):
+        assert found.files_of(np.isin(ids, chosen)).tolist() == chosen
 
 
 def test_kept_scores_follow_the_library(tmp_path):

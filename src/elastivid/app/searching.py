@@ -49,7 +49,7 @@ def lines_of_search(result: SearchResult, quiet: bool) -> list[str]:
         words = ", ".join(repr(word) for word in result.unknown)
         lines.append(f"unknown: {words}: no name or subtitle holds it, and the model only spells it from pieces")
     took = f"{(result.embed_seconds + result.scan_seconds) * 1000:.1f} ms"
-    refined = f", starts and ends refined in {span(result.refine_seconds)}" if result.refine_seconds >= 0.001 else ""
+    refined = f", starts and ends refined in {span(result.refine_seconds)}" if result.refine_seconds else ""
     lines.append(f"{result.windows:,} windows of {result.files:,} files searched in {took}{refined}")
     return lines
 

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.search.confidence import FOUND_AT
+from elastivid.search.confidence import FOUND_AT, NullScores, null_scores
 from elastivid.search.filters import Filters
 from elastivid.search.library import roots_of
 from elastivid.search.moments import Moment
 from elastivid.search.printing import printable
 from elastivid.search.records import FileRecord, LibraryError
 from elastivid.search.searching import Request, Searcher, SearchResult
+from elastivid.search.snapshot import Snapshot
 from elastivid.search.store import Settings, Store
 from elastivid.search.words import Words
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
@@ -116,6 +117,7 @@ class Index:
         self._store = Store(path)
         self._words = Words(path)
         self._wanted = settings
+        self._nulls: tuple[Snapshot, NullScores] | None = None
 
     @classmethod
     def open(
@@ -170,6 +172,7 @@ class Index:
     def close(self) -> None:
         """Let go of the snapshot. The index stays usable and loads it again when needed."""
         self._store = Store(self.path)
+        self._nulls = None
 
     def __len__(self) -> int:
         """Number of windows that take part in searches."""
@@ -314,7 +317,7 @@ class Index:
             self._store.snapshot(),
             settings,
             self._wanted.point or settings.point,
-            self.path,
+            self._null_scores,
             self._embed_texts,
             self._encoder_for_queries,
             self._words,
@@ -340,6 +343,14 @@ class Index:
         encoder, space_id = self._text_encoder
         _require_space(made_by, space_id, self._model_name, self.path)
         return encoder.embed(texts)
+
+    def _null_scores(self) -> NullScores:
+        """Best scores of null texts in the files of the newest snapshot."""
+        snapshot = self._store.snapshot()
+        if self._nulls is None or self._nulls[0] is not snapshot:
+            kept = self.path / f"nulls-{snapshot.space_id}.safetensors"
+            self._nulls = snapshot, null_scores(kept, snapshot, self._embed_texts)
+        return self._nulls[1]
 
     def _encoder_for_queries(self) -> Encoder:
         """The whole model, which must be the one that the index was made with."""

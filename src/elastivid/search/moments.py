@@ -105,7 +105,7 @@ def _best_rows(snapshot: Snapshot, scores: np.ndarray, count: int, files: int) -
     score no less than the best row of the file that comes at place `files`."""
     file_ids = snapshot.windows["file_id"]
     threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
-    peaks = np.maximum.reduceat(scores, np.flatnonzero(np.diff(file_ids, prepend=file_ids[0] - 1)))
+    peaks = np.maximum.reduceat(scores, snapshot.first_rows)
     if len(peaks) >= files:
         threshold = min(threshold, np.partition(peaks, len(peaks) - files)[len(peaks) - files])
     rows = np.flatnonzero((scores >= threshold) & (scores > -np.inf))

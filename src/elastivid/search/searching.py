@@ -10,13 +10,12 @@ import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from elastivid.core.point import OperatingPoint
-from elastivid.search.confidence import FOUND_AT, confidence_of, null_scores
+from elastivid.search.confidence import FOUND_AT, NullScores, confidence_of
 from elastivid.search.examples import embed_example, parse_example, unit_mean
 from elastivid.search.filters import Filters
 from elastivid.search.fusion import OWN_TIMES_FROM, fuse
@@ -116,7 +115,7 @@ class Searcher:
         snapshot: the windows.
         settings: what the index was made with.
         point: what the model spends on examples.
-        folder: where null scores are kept.
+        null_scores: gives the best scores of null texts; called for queries in words.
         embed_texts: texts to unit vectors (n, D); loads no torch where the model allows it.
         encoder: gives the whole model; called for examples and exact borders only.
         words: names and subtitles.
@@ -126,7 +125,7 @@ class Searcher:
     snapshot: Snapshot
     settings: Settings
     point: OperatingPoint
-    folder: Path
+    null_scores: Callable[[], NullScores]
     embed_texts: Callable[[Sequence[str]], np.ndarray]
     encoder: Callable[[], Encoder]
     words: Words
@@ -161,6 +160,7 @@ class Searcher:
         scanned = time.perf_counter()
         if request.refine:
             moments = self._refined(moments, vector, notes)
+        refined = time.perf_counter()
         best = max((m.confidence for m in moments if m.confidence is not None), default=None)
         in_texts = bool(texts.hits) and max(hit.coverage for hit in texts.hits) >= OWN_TIMES_FROM
         return SearchResult(
@@ -169,11 +169,11 @@ class Searcher:
             found=bool(moments) and (best is None or best >= request.min_confidence or in_texts),
             confidence=best,
             min_confidence=request.min_confidence,
-            files=len(np.unique(self.snapshot.windows["file_id"][searched])),
+            files=len(self.snapshot.files_of(searched)),
             windows=int(np.count_nonzero(searched)),
             embed_seconds=embedded - started,
             scan_seconds=scanned - embedded,
-            refine_seconds=time.perf_counter() - scanned,
+            refine_seconds=refined - scanned if request.refine else 0.0,
             notes=tuple(notes),
             unknown=tuple(word for word in texts.unknown if not self.model_knows(word)),
         )
@@ -209,10 +209,7 @@ class Searcher:
         """The moments of a query in words, each with its confidence."""
         if not moments:
             return []
-        nulls = null_scores(
-            self.folder / f"nulls-{self.snapshot.space_id}.safetensors", self.snapshot, self.embed_texts
-        )
-        best = nulls.best(self.snapshot.windows["file_id"][searched])
+        best = self.null_scores().best(self.snapshot.files_of(searched))
         confidences = confidence_of(np.array([moment.score for moment in moments]), best)
         return [replace(m, confidence=float(c)) for m, c in zip(moments, confidences, strict=True)]
 

@@ -94,6 +94,16 @@ class Snapshot:
     searchable: np.ndarray
 
     @cached_property
+    def first_rows(self) -> np.ndarray:
+        """Number of the first row of each file, ascending: int64 (F,)."""
+        return np.flatnonzero(np.diff(self.windows["file_id"], prepend=-1))
+
+    def files_of(self, rows: np.ndarray) -> np.ndarray:
+        """Ids of the files whose rows are chosen, bool (N,), files being chosen whole: int64, by row."""
+        out: np.ndarray = self.windows["file_id"][self.first_rows[rows[self.first_rows]]]
+        return out
+
+    @cached_property
     def paths(self) -> dict[int, str]:
         """Path of each file id; of a file with copies, the first that is there."""
         return {record.id: record.path for record in self.records.values()}

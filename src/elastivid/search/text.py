@@ -1,9 +1,10 @@
 """Text queries to vectors in numpy: the forward pass of `elastivid.models.text` without loading torch.
 
-A search needs one short text embedded, so each text runs alone, unpadded; agreement with torch is 1e-5 or better.
+Nothing is padded: texts of one length run together. Agreement with torch is 1e-5 or better.
 Weights are read one tensor at a time: a file that also holds a video tower costs nothing extra.
 
-Letters: N texts, L tokens of one text, D table channels, A heads, K channels per head, E output channels.
+Letters: N texts, n of one length, L tokens of one text, D table channels, A heads, K channels per head, E output
+channels.
 """
 
 from __future__ import annotations
@@ -84,34 +85,39 @@ class TextEncoder:
         Raises:
             TypeError: `texts` is one string instead of a sequence of strings.
         """
-        rows = [self._embed_ids(np.array(ids)) for ids in self.tokenizer.token_ids(texts)]
-        vectors = np.array(rows, dtype=np.float32).reshape(len(rows), self.dim)  # (N, E)
+        token_ids = [np.array(ids) for ids in self.tokenizer.token_ids(texts)]
+        vectors = np.zeros((len(token_ids), self.dim), dtype=np.float32)
+        for length in {len(ids) for ids in token_ids}:  # texts of one length run together: no padding, no mask
+            same = [place for place, ids in enumerate(token_ids) if len(ids) == length]
+            vectors[same] = self._embed_ids(np.stack([token_ids[place] for place in same]))
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
     def _embed_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Vector (E,) of token ids (L,), not normalised."""
-        rows = self._table[ids].astype(np.float32)  # (L, D)
-        static = (rows * self._table_scale[ids].astype(np.float32)).mean(0)  # (D,)
-        x = self._norm("embed_norm", rows) + self._weights["position"][: len(ids)]
+        """Vectors (n, E) of texts with token ids (n, L), not normalised."""
+        rows = self._table[ids].astype(np.float32)  # (n, L, D)
+        static = (rows * self._table_scale[ids].astype(np.float32)).mean(1)  # (n, D)
+        x = self._norm("embed_norm", rows) + self._weights["position"][: ids.shape[1]]
         for i in range(self.depth):
             x = x + self._attention(f"blocks.{i}.attn", self._norm(f"blocks.{i}.norm1", x))
             hidden = _gelu(self._linear(f"blocks.{i}.fc1", self._norm(f"blocks.{i}.norm2", x)))
             x = x + self._linear(f"blocks.{i}.fc2", hidden)
-        context = self._norm("final_norm", x).mean(0) @ self._weights["context_proj.weight"]  # (D,)
+        context = self._norm("final_norm", x).mean(1) @ self._weights["context_proj.weight"]  # (n, D)
         out: np.ndarray = (static + context) @ self._weights["projection.weight"]
         return out
 
     def _attention(self, name: str, x: np.ndarray) -> np.ndarray:
-        length, dim = x.shape
-        qkv = self._linear(f"{name}.qkv", x).reshape(length, 3, self.num_heads, dim // self.num_heads)  # (L, 3, A, K)
-        q, k, v = qkv.transpose(1, 2, 0, 3)  # each (A, L, K)
-        scores = q @ k.transpose(0, 2, 1) * np.float32(q.shape[-1] ** -0.5)  # (A, L, L)
+        n, length, dim = x.shape
+        qkv = self._linear(f"{name}.qkv", x).reshape(n, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # (n, L, 3, A, K) -> three of (n, A, L, K)
+        scores = q @ k.transpose(0, 1, 3, 2) * np.float32(q.shape[-1] ** -0.5)  # (n, A, L, L)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = scores @ v / scores.sum(-1, keepdims=True)  # (A, L, K)
-        return self._linear(f"{name}.proj", mixed.transpose(1, 0, 2).reshape(length, dim))  # (L, D)
+        mixed = scores @ v / scores.sum(-1, keepdims=True)  # (n, A, L, K)
+        return self._linear(f"{name}.proj", mixed.transpose(0, 2, 1, 3).reshape(n, length, dim))  # (n, L, D)
 
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        out: np.ndarray = x @ self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+        weight = self._weights[f"{name}.weight"]
+        flat = x.reshape(-1, x.shape[-1]) @ weight  # (n, L, C) -> (n * L, C'): one product instead of n
+        out: np.ndarray = flat.reshape(*x.shape[:-1], weight.shape[1]) + self._weights[f"{name}.bias"]
         return out
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:

@@ -299,7 +299,7 @@ def test_an_index_of_another_model_is_refused(index, videos):
         with pytest.raises(LibraryError, match=r"model 'colour-encoder' \(space colours\).*other space.*delete"):
             use()
     other._wanted.encoder.name = "another"
-    with pytest.raises(LibraryError, match="use --model colour-encoder, or index into another path"):
+    with pytest.raises(LibraryError, match="use --model colour-encoder, index into another path, or move this index"):
         other.search("red")
 
 

@@ -1,4 +1,4 @@
-"""The command `elastivid`: index, search, plan, info, doctor, demo.
+"""The command `elastivid`: index, search, status, prune, reindex, plan, info, doctor, demo.
 
 Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to end.
@@ -264,6 +264,59 @@ def duplicates(
     with count_files("looking at files") as progress:
         found = Index.open(path).duplicates(progress=progress)
     print(json.dumps(values_of_duplicates(found), indent=2) if as_json else "\n".join(lines_of_duplicates(found)))
+
+
+@app.command()
+def status(
+    path: IndexOption = DEFAULT_INDEX,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what state an index is in: files, sizes, last runs, and what needs attention."""
+    from elastivid.app.status import lines_of_status
+    from elastivid.search.index import Index
+
+    found = Index.open(path).status()
+    print(json.dumps(found.to_values(), indent=2) if as_json else "\n".join(lines_of_status(found)))
+
+
+@app.command()
+def prune(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="[FOLDER...]", help="Only files in them.")] = None,
+    path: IndexOption = DEFAULT_INDEX,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also when a disk seems not to be mounted.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also a reindex that has not ended.")] = False,
+) -> None:
+    """Forget files that are gone and vectors that nobody searches. Shows them and asks first."""
+    from elastivid.app.prune import run_prune
+    from elastivid.search.index import Index
+
+    library = Index.open(path)
+    code = run_prune(library, folders or [], unfinished=unfinished, force=force, yes=yes, notify=_notify)
+    raise typer.Exit(code)
+
+
+@app.command()
+def reindex(
+    model: Annotated[str, typer.Option(help="The model to move to: shipped name, weights file or hf:ORG/NAME.")],
+    path: IndexOption = DEFAULT_INDEX,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help="Delete the old vectors at the end.")] = False,
+    allow_download: DownloadOption = False,
+    licence: LicenceOption = "any",
+) -> None:
+    """Move an index to another model. Searches use the old one until all is done; run it again to go on."""
+    from elastivid.app.progress import show_progress
+    from elastivid.app.reindex import lines_of_reindex
+    from elastivid.search.index import Index
+
+    library = Index.open(path, model=model, allow_download=allow_download, licence=licence)
+    try:
+        with show_progress() as progress:
+            report = library.reindex(progress=progress, notify=_notify, drop_old=drop_old)
+    except KeyboardInterrupt:
+        print("\nelastivid: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    print("\n".join(lines_of_reindex(report)))
 
 
 @app.command()

@@ -71,8 +71,9 @@ class Adding:
         """See `Index.add`."""
         found, unlisted = find_videos(roots, allow_url=self._means.allow_url)
         index, store = self._index, self._index._store
-        settings = index._settings_for_writing()  # a new index loads the model for them
-        self._load_seconds = time.perf_counter() - self._started if not store.exists else 0.0
+        before = time.perf_counter()
+        settings = index._settings_for_writing()  # loads the model of a new index
+        self._load_seconds = time.perf_counter() - before
         if index._asks_for_a_model:
             index._encoder_for_writing(settings)
         writer = None
@@ -109,12 +110,13 @@ class Adding:
         before = time.perf_counter()
         encoder = self._index._encoder_for_writing(settings)
         self._load_seconds += time.perf_counter() - before
-        with Claims(self._index.path) as claims:
+        point = self._index._wanted.point or settings.point  # the caller's may have a selector, which is not recorded
+        with Claims(self._index.path, settings.space_id) as claims:
             intake = Intake(writer, claims, self._notify)
             reading = Reading(
                 settings.sampling, self._means.limits, self._means.allow_url, transform=transform_of(encoder)
             )
-            self._pipeline = self._means.engine(encoder, reading, settings.point, intake.commit, self._progress)
+            self._pipeline = self._means.engine(encoder, reading, point, intake.commit, self._progress)
             jobs = [
                 Job(number, file.path, file.size_bytes, file.modified_ns, file.content, file.replaces)
                 for number, file in enumerate(files)

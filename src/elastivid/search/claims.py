@@ -15,10 +15,16 @@ from pathlib import Path
 
 
 class Claims:
-    """Claims of this process on contents of the index in `folder`. A context manager: leaving it lets go of all."""
+    """Claims of this process. A context manager: leaving it lets go of all.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the index.
+        space_id: what the contents are read for; reading one for two models is two things.
+    """
+
+    def __init__(self, folder: Path, space_id: str) -> None:
         self._path = folder / "claims"
+        self._space_id = space_id
         self._file: int | None = None
 
     def __enter__(self) -> Claims:
@@ -34,7 +40,7 @@ class Claims:
         """Claim a content; False when another process has it."""
         assert self._file is not None
         try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _offset(content))
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(content))
         except (BlockingIOError, PermissionError):
             return False
         except OSError:  # a file system without locks: both read it, one stores it
@@ -45,9 +51,8 @@ class Claims:
         """Let go of a content."""
         assert self._file is not None
         with suppress(OSError):
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _offset(content))
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._offset(content))
 
-
-def _offset(content: str) -> int:
-    digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2  # below 2^62, as offsets have to be
+    def _offset(self, content: str) -> int:
+        digest = hashlib.blake2b(f"{self._space_id} {content}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 2  # below 2^62, as offsets have to be

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from elastivid.core.cost import Cost
     from elastivid.search.indexing import Engine, Progress, Spent
     from elastivid.search.prints import Duplicates
+    from elastivid.search.prune import Prunable
+    from elastivid.search.reindex import ReindexReport
+    from elastivid.search.status import IndexStatus
     from elastivid.search.text import TextEncoder
     from elastivid.video.source import Limits
 
@@ -257,6 +260,76 @@ class Index:
         means = Means(limits or Limits(), allow_url, engine or Pipeline)
         return Adding(self, progress, notify, means).run(roots, retry_failed)
 
+    # keeping
+
+    def status(self) -> IndexStatus:
+        """State of the index: files by state, spaces, sizes, last runs. Looks at every known file, opens none.
+
+        Raises:
+            LibraryError: there is no index.
+        """
+        from elastivid.search.status import status_of
+
+        return status_of(self._store)
+
+    def prunable(self, folders: Iterable[str | Path] = (), *, unfinished: bool = False) -> Prunable:
+        """What `prune` would forget: files that are nowhere any more, vectors of models that nobody searches.
+
+        Args:
+            folders: only files in them; all when there is none.
+            unfinished: also a `reindex` that has not ended.
+
+        Raises:
+            LibraryError: there is no index.
+        """
+        from elastivid.search.prune import find_prunable
+
+        self._store.settings()
+        return find_prunable(self._store, folders, unfinished=unfinished)
+
+    def prune(self, prunable: Prunable, *, force: bool = False, notify: Callable[[str], None] | None = None) -> None:
+        """Forget what `prunable` found, and make the index as small as it can be.
+
+        Args:
+            prunable: what to forget; what came back since is kept.
+            force: also when folders look like disks that are not mounted.
+            notify: is told in words when another process has to be waited for.
+
+        Raises:
+            LibraryError: folders look like disks that are not mounted.
+        """
+        from elastivid.search.prune import prune
+
+        prune(self._store, self._store.writer(self.settings, notify), prunable, force=force)
+
+    def reindex(
+        self,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        notify: Callable[[str], None] | None = None,
+        drop_old: bool = False,
+    ) -> ReindexReport:
+        """Move the index to the model that it was opened with: `Index.open(path, model="other").reindex()`.
+
+        Searches use the old vectors until the new ones are complete. When interrupted or killed, the same call goes on.
+
+        Args:
+            progress: called about once per batch.
+            notify: is told in words when another process has to be waited for.
+            drop_old: delete the old vectors at the end; else `prune` does.
+
+        Raises:
+            LibraryError: there is no index, or it is made with that model already.
+        """
+        from elastivid.search.examples import transform_of
+        from elastivid.search.reading import Reading
+        from elastivid.search.reindex import Reindexing
+
+        self._store.settings()
+        after = self._settings_of_model(self._store.settings())
+        reading = Reading(after.sampling, transform=transform_of(self._encoder))
+        return Reindexing(self._store, self._encoder, after, reading, progress, notify).run(drop_old)
+
     # searching
 
     def search(
@@ -392,8 +465,10 @@ class Index:
 
     def _settings_for_writing(self) -> Settings:
         """What the index is made with. An existing index says so itself, and no model is loaded for it."""
-        if self._store.exists:
-            return self._store.settings()
+        return self._store.settings() if self._store.exists else self._settings_of_model()
+
+    def _settings_of_model(self, before: Settings | None = None) -> Settings:
+        """What the model makes vectors with; where the index moves from another one, in windows of the same length."""
         from elastivid.models.base import DualEncoder
 
         model = self._encoder.name if self._wanted.encoder is not None else self._model_name
@@ -404,6 +479,9 @@ class Index:
         elif isinstance(self._encoder, DualEncoder) and "tokens" not in self._encoder.supported_axes:
             usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
             full = OperatingPoint()
+        if before is not None:
+            length, stride = before.sampling.window_seconds, before.sampling.stride_seconds
+            usual = replace(usual, window_seconds=length, stride_seconds=stride, decode=before.sampling.decode)
         sampling, point = self._wanted.sampling or usual, self._wanted.point or full
         return Settings(
             model=os.path.abspath(os.path.expanduser(model)) if model.endswith(".safetensors") else model,
@@ -413,7 +491,7 @@ class Index:
             point=point,
             gmacs_per_window=self._encoder.cost(frames=sampling.frames, size=sampling.size, point=point).gmacs,
             licence=self._encoder.licence if isinstance(self._encoder, DualEncoder) else UNKNOWN_LICENCE,
-            full_hash=bool(self._wanted.full_hash),
+            full_hash=before.full_hash if before else bool(self._wanted.full_hash),
         )
 
     def _encoder_for_writing(self, settings: Settings) -> Encoder:
@@ -469,5 +547,6 @@ def _require_space(made_by: Settings, space_id: str, name: str, path: Path) -> N
         way_out = "delete this index" if name == made_by.model else f"use --model {made_by.model}"
         raise LibraryError(
             f"{printable(path)} was made with model {made_by.model!r} (space {made_by.space_id}), but {name!r} has "
-            f"space {space_id}: their vectors do not compare; {way_out}, or index into another path"
+            f"space {space_id}: their vectors do not compare; {way_out}, index into another path, or move this index "
+            f"to the other model with: elastivid reindex --model {name}"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from elastivid.search.catalog import Catalog
 from elastivid.search.identity import content_of
 from elastivid.search.printing import printable
-from elastivid.search.records import FileRecord, LibraryError
+from elastivid.search.records import PENDING, FileRecord, LibraryError
 from elastivid.video.address import is_url
 
 _SUFFIXES = """
@@ -112,7 +112,7 @@ def compare(
         place = record.place(file.path) if record else None
         same = record and place and (record.size_bytes, place.modified_ns) == (file.size_bytes, file.modified_ns)
         if record and place and same:
-            again = record.status != "indexed" and (retry_failed or not record.content)
+            again = record.status != "indexed" and (retry_failed or not record.content or record.status == PENDING)
             if again:
                 changes.read.append(replace(file, content=record.content, replaces=record.id))
             elif place.missing:
@@ -124,7 +124,8 @@ def compare(
         known = catalog.with_content(content)
         if known is None:
             changes.read.append(replace(file, content=content))
-        elif known.status != "indexed" and (retry_failed or known is record):  # it was written to since: try again
+        elif known.status != "indexed" and (retry_failed or known is record or known.status == PENDING):
+            # it was written to since, or was never read: try again
             changes.read.append(replace(file, content=content, replaces=known.id))
         else:
             changes.recognised.append(replace(file, content=content))
@@ -146,6 +147,11 @@ def lies_in(path: str, root: str) -> bool:
     return path == root or path.startswith(os.path.join(root, ""))
 
 
+def is_there(path: str) -> bool:
+    """Whether something is at a path, readable or not. What is at an address is not asked."""
+    return is_url(path) or os.path.lexists(path)
+
+
 def _content_when_known(file: FoundFile, catalog: Catalog, full_hash: bool) -> str:
     """Identity of a file that may be known; "" for one of a new size, and for one that cannot be opened."""
     if not catalog.has_size(file.size_bytes):
@@ -161,7 +167,7 @@ def _left(recognised: list[FoundFile], catalog: Catalog) -> Iterator[str]:
     for file in recognised:
         record = catalog.with_content(file.content)
         for path in record.paths if record else ():
-            if path != file.path and not os.path.lexists(path):
+            if path != file.path and not is_there(path):
                 yield path
 
 
@@ -172,7 +178,7 @@ def _gone(found: list[FoundFile], catalog: Catalog, sources: Iterable[str | Path
     for path in catalog.shown_paths():
         if path in present or not any(lies_in(path, root) for root in roots):
             continue
-        if os.path.isdir(os.path.dirname(path)) and not os.path.lexists(path):
+        if os.path.isdir(os.path.dirname(path)) and not is_there(path):
             yield path
 
 

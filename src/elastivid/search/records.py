@@ -9,7 +9,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from elastivid.core.errors import ElastividError
 
-STATUSES = ("indexed", "partial", "failed", "crashed")
+PENDING = "pending"
+STATUSES = ("indexed", "partial", "failed", "crashed", PENDING)
 
 
 class LibraryError(ElastividError, ValueError):
@@ -45,7 +46,8 @@ class FileRecord:
         size_bytes: size of the file.
         places: the paths that show it or showed it. At least one.
         status: "indexed"; "partial" (what could be read is indexed); "failed" (nothing could be read); "crashed" (an
-            error nobody expected). Bad files are not tried again until they change or somebody asks.
+            error nobody expected). Bad files are not tried again until they change or somebody asks. "pending": known
+            from another model, not read by this one yet; read as soon as it is there.
         reason: why the status is not "indexed"; empty otherwise.
         duration_seconds: duration as indexed.
         width: pixels of the stored picture, 0 where unknown.

@@ -62,6 +62,14 @@ class Settings:
     licence: str = "unknown"
     full_hash: bool = False
 
+    def same_as(self, other: Settings) -> bool:
+        """Whether vectors made with both compare."""
+        mine, others = (
+            (s.space_id, s.dim, s.sampling, s.point.tokens, s.point.width, s.point.memory_tokens, s.full_hash)
+            for s in (self, other)
+        )
+        return mine == others
+
     def to_json(self) -> str:
         """The settings as JSON text. Selectors are the model's own: a custom one is not recorded."""
         point = {name: getattr(self.point, name) for name in ("tokens", "width", "memory_tokens")}
@@ -133,6 +141,25 @@ class Store:
         found = [Settings.from_json(p.read_text()) for p in sorted(self.folder.glob("spaces/*/settings.json"))]
         return [current, *(settings for settings in found if settings.space_id != current.space_id)]
 
+    def note_settings(self, settings: Settings) -> None:
+        """Write down what a space is made with. Called under the lock.
+
+        Raises:
+            LibraryError: it was begun with something else.
+        """
+        path = self.space_folder(settings.space_id) / "settings.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".new").write_text(settings.to_json())
+            path.with_suffix(".new").replace(path)
+            return
+        found = Settings.from_json(path.read_text())
+        if not found.same_as(settings):
+            raise LibraryError(
+                f"vectors of {settings.model} were begun with {found}, asked for {settings}; ask for the same, or "
+                f"forget them with: elastivid prune --unfinished --index {printable(self.folder)}"
+            )
+
     @property
     def may_begin(self) -> bool:
         """Whether an index may be made in the folder: nothing is there, or what a first writer that died left."""
@@ -184,12 +211,28 @@ class Store:
             return None
         return chosen.st_mtime_ns, chosen.st_ino, manifest.st_mtime_ns, manifest.st_ino
 
-    def writer(self, settings: Settings, notify: Callable[[str], None] | None = None) -> Writer:
+    def is_unfinished(self, space_id: str) -> bool:
+        """Whether a space is one that the index is moving to."""
+        return (self.space_folder(space_id) / "unfinished").exists()
+
+    def mark_unfinished(self, space_id: str) -> None:
+        """Note that the index is moving to a space."""
+        self.space_folder(space_id).mkdir(parents=True, exist_ok=True)
+        (self.space_folder(space_id) / "unfinished").touch()
+
+    def mark_finished(self, space_id: str) -> None:
+        """Note that a space is complete."""
+        (self.space_folder(space_id) / "unfinished").unlink(missing_ok=True)
+
+    def writer(
+        self, settings: Settings, notify: Callable[[str], None] | None = None, *, beside: bool = False
+    ) -> Writer:
         """A writer of one space. The first one makes the index.
 
         Args:
             settings: what the space is made with.
             notify: is told when another process has to be waited for.
+            beside: the space is not the searched one.
 
         Raises:
             LibraryError: the index turned out to be made with other settings, or cannot be written.
@@ -198,12 +241,7 @@ class Store:
         with self.lock(notify):
             if not self.exists:
                 self.switch(settings)
-            elif self.settings().space_id == settings.space_id and self.settings() != settings:
-                raise LibraryError(
-                    f"{printable(self.folder)} was made with {self.settings()} meanwhile, asked for {settings}; "
-                    "leave the settings out or use another path"
-                )
-        return Writer(self, settings, notify)
+        return Writer(self, settings, notify, beside=beside)
 
     def switch(self, settings: Settings) -> None:
         """Make a space the one that is searched. Called under the lock."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 COMPACT_AFTER_COMMITS = 32
 REBUILD_AT_DEAD_FRACTION = 0.25
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_ROOM_WORDS = ("no space left", "os error 28", "quota exceeded", "file too large")
+NO_ROOM_WORDS = ("no space left", "os error 28", "quota exceeded", "file too large", "database or disk is full")
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,34 @@ class Writer:
         store: the index.
         settings: what the space is made with.
         notify: is told when another process has to be waited for.
+        beside: the space is not the searched one.
     """
 
-    def __init__(self, store: Store, settings: Settings, notify: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        notify: Callable[[str], None] | None = None,
+        *,
+        beside: bool = False,
+    ) -> None:
         self.settings = settings
         self.folder = store.space_folder(settings.space_id)
         self.catalog = Catalog()
         self._store = store
         self._words = Words(store.folder)
         self._notify = notify
+        self._beside = beside
         self._tables: Tables | None = None
         self._manifest: Manifest | None = None  # the state that the catalog holds
         self._reading = threading.Lock()
         self._commits = 0
         with self.turn():
             pass
+
+    def without_windows(self, record: FileRecord, replaces: int | None = None) -> IndexedFile:
+        """A file of which there is nothing but its record."""
+        return IndexedFile(record, *_no_rows(self.settings.dim), replaces)
 
     def refresh(self) -> None:
         """Bring the catalog up to date with what other processes committed. Needs no lock, costs one small read."""
@@ -194,10 +207,12 @@ class Writer:
 
     def _prepare(self) -> None:
         first = self._tables is None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / "settings.json").exists():
-            (self.folder / "settings.json.new").write_text(self.settings.to_json())
-            (self.folder / "settings.json.new").replace(self.folder / "settings.json")
+        if not self._beside and not self._store.settings().same_as(self.settings):
+            raise LibraryError(
+                f"{printable(self._store.folder)} is made with {self._store.settings()} by now, not with "
+                f"{self.settings}: another process made it or moved it to another model; run the same command again"
+            )
+        self._store.note_settings(self.settings)
         if self._tables is None:
             self._tables = Tables(self._store.tables_folder, self.settings.space_id, self.settings.dim)
         manifest = Manifest.read(self.folder)
@@ -268,8 +283,6 @@ class Writer:
         """A full disk becomes one sentence, whoever met it."""
         try:
             yield
-        except LibraryError:
-            raise
         except Exception as error:  # LanceDB raises RuntimeError, OSError and others for the same trouble
             words = str(error)
             full = getattr(error, "errno", None) in NO_ROOM or any(w in words.lower() for w in NO_ROOM_WORDS)

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError
@@ -135,6 +136,31 @@ def test_predicted_macs_equal_the_counter(model, width, tokens):
     assert exported.cost(frames=8, size=70, tokens=tokens).activation_bytes == (
         CONFIG.cost(frames=8, size=70, tokens=tokens, width=width).activation_bytes
     )
+
+
+def peak_bytes(run):
+    """Most bytes of tensors alive at once while `run()` executes, above what was there."""
+    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = top = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        top = max(top, live)
+    return top
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "width"),
+    [("tiny", None, None), ("nano", None, None), ("nano", 256, 128), ("nano", None, 64), ("small", 900, None)],
+)
+def test_predicted_activations_are_those_that_live(preset, tokens, width):
+    config = replace(PRESETS[preset], depth=2)
+    built = config.build().eval()
+    video = torch.randn(1, 8, 3, min(config.image_size, 168), min(config.image_size, 168))
+    point = OperatingPoint(tokens=tokens, width=width)
+    predicted = config.cost(frames=8, size=video.shape[-1], tokens=tokens, width=width).activation_bytes
+    assert predicted == pytest.approx(peak_bytes(lambda: built(video, point=point)), rel=0.15)
 
 
 @pytest.mark.parametrize("preset", ["small", "base", "nano", "tiny", "large"])

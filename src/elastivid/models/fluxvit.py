@@ -165,7 +165,8 @@ class FluxViTConfig:
     ) -> Cost:
         """Closed-form cost of one clip in float32: `frames` squares of `size` pixels, `tokens` patch tokens kept.
 
-        The weights counted are those the model holds, because all of them stay loaded at any width.
+        The weights counted are those the model holds, because all of them stay loaded at any width. Activations are
+        those of one clip above the input; a batch adds less than in proportion, see `ROWS_AT_ONCE`.
 
         Raises:
             PointError: see `widths_at`.
@@ -180,11 +181,10 @@ class FluxViTConfig:
         macs += linear_macs(2 * kept + 1, last, inner) + linear_macs(1, inner, self.pool_dim)
         macs += attention_macs(1, kept, inner)
         macs += linear_macs(1, self.pool_dim, self.num_classes)
-        widest = (
-            kept * max(widths, default=last) * (2 + max(self.mlp_ratio, 3.0))
-        )  # residual, input, widest hidden layer
-        embedding = patches * (values + first_width)
-        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(widest, embedding)))
+        embedding = patches * max(values + 3 * first_width, 4 * first_width)  # patches, three of the norm; or positions
+        hidden = max(widths, default=last) * (4 + 2 * self.mlp_ratio)  # stream, branch, norm, input; before, after GELU
+        blocks = patches * first_width + kept * (first_width + hidden)  # embedded and placed tokens stay alive
+        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(blocks, embedding)))
 
 
 def _ends(widths: tuple[int, ...], config: FluxViTConfig) -> tuple[int, int]:

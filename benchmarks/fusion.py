@@ -152,13 +152,13 @@ def credits(index: Index, folder: Path, queries: list[Query]) -> dict[str, np.nd
     ways: dict[str, list[float]] = {"pictures": [], "texts": [], "plain sum of ranks": [], "as shipped": []}
     for query in queries:
         right = str(folder / query.right)
-        vector = index._embed_words(query.text)
+        vector = index._embed_texts([query.text])[0]
         hits = words.find(query.text, snapshot.records.values()).hits
-        pictures = [moment.path for moment in fuse(snapshot, vector, [], len(snapshot.records))]
+        pictures = [moment.path for moment in fuse(snapshot, vector, [], len(snapshot.records), explain=words.explain)]
         ways["pictures"].append(pictures[0] == right)
         ways["texts"].append(_tied(hits, right))
         ways["plain sum of ranks"].append(_plain_sum(pictures, hits) == right)
-        ways["as shipped"].append(index.search(query.text, top=1)[0].path == right)
+        ways["as shipped"].append(index.search_with_cost(query.text, top=1).moments[0].path == right)
     return {way: np.array(values, dtype=float) for way, values in ways.items()}
 
 

@@ -312,26 +312,30 @@ def test_a_read_only_index_is_searched(library):
 # fusion
 
 
+def why(hit):
+    return ("why",)
+
+
 def test_ranks_are_fused_as_published(library):
     """With full coverage the score is 1/(60 + picture) + 1/(60 + text); texts that tie share the better rank."""
     snapshot, query = library._store.snapshot(), np.full(3, 3**-0.5, dtype=np.float32)
-    pictures = fuse(snapshot, query, [], 3)
+    pictures = fuse(snapshot, query, [], 3, explain=why)
     last = pictures[-1]
-    hit = TextHit(last.path, last.path, 1.0, frozenset({"x"}), ("why",))
+    hit = TextHit(last.path, last.path, 1.0, frozenset({"x"}), ())
     assert 1 / (RANK_CONSTANT + 3) + 1 / (RANK_CONSTANT + 1) > 1 / (RANK_CONSTANT + 1)
-    fused = fuse(snapshot, query, [hit], 3)
+    fused = fuse(snapshot, query, [hit], 3, explain=why)
     assert [m.path for m in fused] == [last.path, *(m.path for m in pictures if m.path != last.path)]
-    tied = [TextHit(m.path, m.path, 1.0, frozenset({"x"}), ("why",)) for m in reversed(pictures)]
-    assert [m.path for m in fuse(snapshot, query, tied, 3)] == [m.path for m in pictures]
-    weak = TextHit(last.path, last.path, 0.01, frozenset({"x"}), ("why",))
-    assert fuse(snapshot, query, [weak], 3)[0].path == pictures[0].path
+    tied = [TextHit(m.path, m.path, 1.0, frozenset({"x"}), ()) for m in reversed(pictures)]
+    assert [m.path for m in fuse(snapshot, query, tied, 3, explain=why)] == [m.path for m in pictures]
+    weak = TextHit(last.path, last.path, 0.01, frozenset({"x"}), ())
+    assert fuse(snapshot, query, [weak], 3, explain=why)[0].path == pictures[0].path
 
 
 def test_a_weak_line_lends_its_reason_only(library):
     snapshot, query = library._store.snapshot(), np.full(3, 3**-0.5, dtype=np.float32)
     path = next(p for p in snapshot.paths.values() if p.endswith("talk.mp4"))
     for coverage, times in ((0.4, None), (0.6, (5.0, 5.5))):
-        moment = fuse(snapshot, query, [TextHit(path, path, coverage, frozenset("x"), ("why",), 5.0, 5.5)], 1)[0]
+        moment = fuse(snapshot, query, [TextHit(path, path, coverage, frozenset("x"), (), 5.0, 5.5)], 1, explain=why)[0]
         assert moment.reasons[0] == "why"
         assert times is None or (moment.start_seconds, moment.end_seconds) == times
         assert times is not None or moment.end_seconds - moment.start_seconds > 0.5
@@ -343,10 +347,10 @@ def test_windows_that_take_no_part_are_not_found_by_text(library):
     number = next(n for n, p in snapshot.paths.items() if p == path)
     searched = snapshot.searchable & (snapshot.windows["file_id"] != number)
     hits = [
-        TextHit(path, path, 1.0, frozenset("x"), ("why",)),
-        TextHit(path, path, 1.0, frozenset("x"), ("why",), 5.0, 6.0),
+        TextHit(path, path, 1.0, frozenset("x"), ()),
+        TextHit(path, path, 1.0, frozenset("x"), (), 5.0, 6.0),
     ]
-    assert path not in [m.path for m in fuse(snapshot, query, hits, 9, searched=searched)]
+    assert path not in [m.path for m in fuse(snapshot, query, hits, 9, explain=why, searched=searched)]
 
 
 # words that nobody knows

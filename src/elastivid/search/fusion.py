@@ -15,7 +15,7 @@ best window looks more like the query.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +52,7 @@ def fuse(
     hits: Sequence[TextHit],
     top: int,
     *,
+    explain: Callable[[TextHit], tuple[str, ...]],
     searched: np.ndarray | None = None,
     per_file: int | None = None,
     step_seconds: float = 0.5,
@@ -63,6 +64,7 @@ def fuse(
         query: float32 (D,), L2-normalised.
         hits: texts that hold words of the query, best first.
         top: how many moments to return at most.
+        explain: says why a hit is one; asked for those that are returned.
         searched: bool (N,), which windows take part; None takes all that are searchable.
         per_file, step_seconds: as in `find_moments`.
     """
@@ -70,7 +72,7 @@ def fuse(
     count = max(MIN_CONSIDERED, CONSIDERED * top)
     if not hits:
         seen = find_moments(snapshot, query, top, searched=searched, per_file=per_file, step_seconds=step_seconds)
-        return [_explained(moment, None) for moment in seen]
+        return [_explained(moment, None, explain) for moment in seen]
     per_file = share_of_places(top, per_file)
     seen = find_moments(snapshot, query, count, searched=searched, per_file=per_file, step_seconds=step_seconds)
     items = [_Item(moment, rank) for rank, moment in enumerate(seen, start=1)]
@@ -79,10 +81,7 @@ def fuse(
     for hit, rank in list(zip(ordered, _text_ranks(ordered), strict=True))[: 4 * count]:
         _place(hit, rank, items, pictures)
     items.sort(key=lambda item: (-item.score, item.picture_rank, item.moment.path, item.moment.start_seconds))
-    return [
-        _explained(replace(item.moment, path=item.hit.place) if item.hit else item.moment, item.hit)
-        for item in _shared(items, top, per_file)
-    ]
+    return [_explained(item.moment, item.hit, explain) for item in _shared(items, top, per_file)]
 
 
 def _shared(items: Sequence[_Item], top: int, per_file: int) -> list[_Item]:
@@ -169,5 +168,8 @@ def _place(hit: TextHit, rank: int, items: list[_Item], pictures: _Pictures) -> 
         items.append(_Item(found, pictures.rank(found.score), rank, hit))
 
 
-def _explained(moment: Moment, hit: TextHit | None) -> Moment:
-    return replace(moment, reasons=(*(hit.reasons if hit else ()), f"picture {moment.score:.2f}"))
+def _explained(moment: Moment, hit: TextHit | None, explain: Callable[[TextHit], tuple[str, ...]]) -> Moment:
+    picture = f"picture {moment.score:.2f}"
+    if hit is None:
+        return replace(moment, reasons=(picture,))
+    return replace(moment, path=hit.place, reasons=(*explain(hit), picture))

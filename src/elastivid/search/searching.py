@@ -150,6 +150,7 @@ class Searcher:
             vector,
             texts.hits,
             request.top,
+            explain=self.words.explain,
             searched=searched,
             per_file=request.per_file,
             step_seconds=sampling.window_seconds / sampling.frames,

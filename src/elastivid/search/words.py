@@ -7,8 +7,8 @@ Layout of `words.db`:
 
     owners    who a text belongs to: "path:..." for names and subtitle files beside a video, with the stamps of these
               files, or "content:..." for lines embedded in the video itself, which follow it wherever it is moved
-    texts     one row per name and per line of a subtitle: text, kind ("name", "folder", "subtitle"), start and end
-    rows_of   rows of an owner
+    texts     the full-text index, one row per name and per line of a subtitle
+    rows      what else is known of each row: owner, kind ("name", "folder", "subtitle"), start and end
 
 Words are compared without case and accents and by English stem ("guitars" finds "guitar"). Texts of a file are
 written before the file itself becomes part of the index, and a search leaves out texts of files that are not in it: a
@@ -17,7 +17,8 @@ file that can be found has its texts, whenever a writer died.
     coverage(text) = sum of idf(w) over words w of the query that it holds / sum of idf(w) over all words of the query
     idf(w)         = log(1 + texts / (1 + texts that hold w))
 
-Names hold for the whole file: a line also counts the words of its file's names. Words such as "the" are left out.
+Names hold for the whole file: a line also counts the words of its file's names. Words such as "the" are left out. Texts
+that cover less than half of what the best one covers are no hits.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from elastivid.search.records import FileRecord, LibraryError, path_to_text, text_to_path
 from elastivid.video.subtitles import Line, read_sidecar, sidecars
@@ -40,7 +42,9 @@ FORMAT = 1
 NAME, FOLDER, SUBTITLE = "name", "folder", "subtitle"
 FOLDER_LEVELS = 2  # names of so many folders above a file describe it; those further up are the machine's
 MAX_ROWS_PER_WORD = 10_000
-ROWS_AT_ONCE = 500
+ROWS_AT_ONCE = 10_000
+SHARE_OF_BEST = 0.5  # texts that cover less than this share of what the best one covers are no hits
+MAX_HIT_LINES = 2000  # of subtitles; names are never left out, a folder may name many files
 MAX_QUERY_WORDS = 24
 _STOP_WORDS = """
     a an and are as at be by for from has have he her his i in into is it its me my of on or our she so some that the
@@ -50,11 +54,9 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 _SCHEMA = f"""
 PRAGMA user_version = {FORMAT};
 CREATE TABLE owners (id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, stamps TEXT NOT NULL);
-CREATE VIRTUAL TABLE texts USING fts5(
-    text, kind UNINDEXED, owner UNINDEXED, start_seconds UNINDEXED, end_seconds UNINDEXED,
-    tokenize = 'porter unicode61 remove_diacritics 2');
-CREATE TABLE rows_of (owner INTEGER NOT NULL, row INTEGER NOT NULL);
-CREATE INDEX rows_of_owner ON rows_of (owner);
+CREATE VIRTUAL TABLE texts USING fts5(text, tokenize = 'porter unicode61 remove_diacritics 2');
+CREATE TABLE rows (row INTEGER PRIMARY KEY, owner INTEGER NOT NULL, kind TEXT NOT NULL, start REAL, stop REAL);
+CREATE INDEX rows_of_owner ON rows (owner);
 CREATE TABLE troubles (owner INTEGER NOT NULL, path TEXT NOT NULL, reason TEXT NOT NULL);
 """
 
@@ -68,7 +70,7 @@ class TextHit:
         place: where the text is from: `path`, or a copy of the video that it names or lies beside.
         coverage: share of the query's words it holds, weighted by how rare they are, 0 to 1.
         words: the words of the query that it holds.
-        reasons: which text holds what, for people.
+        rows: rows of the texts that hold them, each with its words; `Words.explain` says so for people.
         start_seconds: start of the subtitle; None for names, which hold for the whole file.
         end_seconds: its end.
     """
@@ -77,7 +79,7 @@ class TextHit:
     place: str
     coverage: float
     words: frozenset[str]
-    reasons: tuple[str, ...]
+    rows: tuple[tuple[int, frozenset[str]], ...]
     start_seconds: float | None = None
     end_seconds: float | None = None
 
@@ -171,20 +173,34 @@ class Words:
         if not words or not self.path.exists():
             return Found(unknown=words)
         with self._connect() as base:
-            (count,) = base.execute("SELECT count(*) FROM rows_of").fetchone()
-            rows: dict[int, set[str]] = defaultdict(set)
-            weights: dict[str, float] = {}
-            for word in words:
+            (count,) = base.execute("SELECT count(*) FROM rows").fetchone()
+            held: dict[int, int] = defaultdict(int)  # of each row, bit n is set when it holds word n
+            weights: list[float] = []
+            for n, word in enumerate(words):
                 matches = base.execute(
                     "SELECT rowid FROM texts WHERE texts MATCH ? LIMIT ?", (f'"{word}"', MAX_ROWS_PER_WORD)
                 ).fetchall()
-                weights[word] = math.log(1 + count / (1 + len(matches)))
+                weights.append(math.log(1 + count / (1 + len(matches))))
                 for (row,) in matches:
-                    rows[row].add(word)
-            texts = list(_texts(base, sorted(rows))) if rows else []
-        hits = _hits(texts, rows, weights, _places_of_owners(records) if texts else {})
-        held = {word for hit in hits for word in hit.words}
-        return Found(hits, [word for word in words if word not in held])
+                    held[row] |= 1 << n
+            rows = _rows(base, held, _places_of_owners(records)) if held else []
+        hits = _hits(rows, words, weights)
+        known = 0
+        for row in rows:
+            known |= row.held
+        return Found(hits, [word for n, word in enumerate(words) if not known >> n & 1])
+
+    def explain(self, hit: TextHit) -> tuple[str, ...]:
+        """Which texts of a hit hold which words, for people."""
+        reasons = []
+        with self._connect() as base:
+            for row, words in hit.rows:
+                found = base.execute(
+                    "SELECT kind, text FROM rows JOIN texts ON texts.rowid = rows.row WHERE rows.row = ?", (row,)
+                ).fetchone()
+                if found is not None:  # else it was replaced since the hit was found
+                    reasons.append(_reason(found[0], found[1], words))
+        return tuple(reasons)
 
     # the file
 
@@ -286,8 +302,8 @@ def _renew(base: sqlite3.Connection, owner: str, stamps: str) -> int:
 def _delete(base: sqlite3.Connection, owner: str) -> None:
     found = base.execute("SELECT id FROM owners WHERE name = ?", (owner,)).fetchone()
     if found is not None:
-        base.execute("DELETE FROM texts WHERE rowid IN (SELECT row FROM rows_of WHERE owner = ?)", found)
-        base.execute("DELETE FROM rows_of WHERE owner = ?", found)
+        base.execute("DELETE FROM texts WHERE rowid IN (SELECT row FROM rows WHERE owner = ?)", found)
+        base.execute("DELETE FROM rows WHERE owner = ?", found)
         base.execute("DELETE FROM troubles WHERE owner = ?", found)
         base.execute("DELETE FROM owners WHERE id = ?", found)
 
@@ -315,65 +331,69 @@ def _insert_row(
     base: sqlite3.Connection, owner: int, kind: str, text: str, start: float | None = None, end: float | None = None
 ) -> None:
     printable = text.encode("utf-8", "replace").decode("utf-8")
-    row = base.execute("INSERT INTO texts VALUES (?, ?, ?, ?, ?)", (printable, kind, owner, start, end)).lastrowid
-    base.execute("INSERT INTO rows_of VALUES (?, ?)", (owner, row))
+    row = base.execute("INSERT INTO texts VALUES (?)", (printable,)).lastrowid
+    base.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", (row, owner, kind, start, end))
 
 
-@dataclass(frozen=True)
-class _Text:
-    row: int
-    owner: str
+class _Row(NamedTuple):
+    """A row of an owner that takes part: which words it holds, and the path and place of the hit that it makes."""
+
+    number: int
+    held: int
+    where: tuple[str, str]
     kind: str
-    text: str
-    start_seconds: float | None
-    end_seconds: float | None
+    start: float | None
+    end: float | None
 
 
-def _texts(base: sqlite3.Connection, rows: Sequence[int]) -> Iterator[_Text]:
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        some = rows[first : first + ROWS_AT_ONCE]
+def _rows(base: sqlite3.Connection, held: dict[int, int], places: dict[str, tuple[str, str]]) -> list[_Row]:
+    found = []
+    names = dict(base.execute("SELECT id, name FROM owners"))
+    numbers = sorted(held)
+    for first in range(0, len(numbers), ROWS_AT_ONCE):
+        some = numbers[first : first + ROWS_AT_ONCE]
         marks = ",".join("?" * len(some))
-        for values in base.execute(
-            "SELECT texts.rowid, owners.name, kind, text, start_seconds, end_seconds FROM texts "
-            f"JOIN owners ON owners.id = texts.owner WHERE texts.rowid IN ({marks})",
-            some,
-        ):
-            yield _Text(*values)
+        query = f"SELECT row, owner, kind, start, stop FROM rows WHERE row IN ({marks})"
+        for number, owner, kind, start, end in base.execute(query, some):
+            where = places.get(names[owner])
+            if where is not None:
+                found.append(_Row(number, held[number], where, kind, start, end))
+    return found
 
 
-def _hits(
-    texts: Sequence[_Text], rows: dict[int, set[str]], weights: dict[str, float], places: dict[str, tuple[str, str]]
-) -> list[TextHit]:
-    """One hit per place for its names, and one per subtitle line that holds words."""
-    total = sum(weights.values())
-    named: dict[tuple[str, str], list[_Text]] = defaultdict(list)
-    said: list[tuple[tuple[str, str], _Text]] = []
-    for text in texts:
-        where = places.get(text.owner)
-        if where is not None and text.kind == SUBTITLE:
-            said.append((where, text))
-        elif where is not None:
-            named[where].append(text)
-    nothing: frozenset[str] = frozenset()
-    by_name = {where: nothing.union(*(rows[text.row] for text in found)) for where, found in named.items()}
+def _hits(rows: Sequence[_Row], words: Sequence[str], weights: Sequence[float]) -> list[TextHit]:
+    """One hit per place for its names, and one per subtitle line that holds words; weak and surplus ones left out."""
+    named: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row.kind != SUBTITLE:
+            named[row.where].append(row)
+    in_names = {where: found[0].held | found[-1].held for where, found in named.items()}  # a file and its folders
+    groups = [(in_names[where], found[0]) for where, found in named.items()]
+    groups += [(row.held | in_names.get(row.where, 0), row) for row in rows if row.kind == SUBTITLE]
+    total = sum(weights)
+    coverage = {
+        held: sum(weight for n, weight in enumerate(weights) if held >> n & 1) / total if total else 0.0
+        for held in {held for held, _ in groups}
+    }
+    least = SHARE_OF_BEST * max(coverage.values(), default=0.0)
+    groups = [(held, row) for held, row in groups if coverage[held] >= least]
+    groups.sort(key=lambda group: (-coverage[group[0]], group[1].where[1], group[1].start or 0.0))
+    in_words = {held: frozenset(w for n, w in enumerate(words) if held >> n & 1) for held in {row.held for row in rows}}
+    hits, lines = [], 0
+    for held, row in groups:
+        lines += row.kind == SUBTITLE
+        if row.kind == SUBTITLE and lines > MAX_HIT_LINES:
+            continue
+        texts = [row] if row.kind == SUBTITLE else []
+        mentions = tuple((text.number, in_words[text.held]) for text in (*texts, *named.get(row.where, ())))
+        said = frozenset().union(*(some for _, some in mentions))
+        hits.append(TextHit(*row.where, coverage[held], said, mentions, row.start, row.end))
+    return hits
 
-    def coverage(words: Iterable[str]) -> float:
-        return sum(weights[word] for word in words) / total if total else 0.0
 
-    hits = []
-    for where, found in named.items():
-        reasons = tuple(_reason(text, rows[text.row]) for text in found)
-        hits.append(TextHit(*where, coverage(by_name[where]), by_name[where], reasons))
-    for where, text in said:
-        words = frozenset(rows[text.row]) | by_name.get(where, nothing)
-        reasons = (_reason(text, rows[text.row]), *(_reason(name, rows[name.row]) for name in named.get(where, ())))
-        hits.append(TextHit(*where, coverage(words), words, reasons, text.start_seconds, text.end_seconds))
-    return sorted(hits, key=lambda hit: (-hit.coverage, hit.place, hit.start_seconds or 0.0))
-
-
-def _reason(text: _Text, words: set[str]) -> str:
+def _reason(kind: str, text: str, words: frozenset[str]) -> str:
     named = ", ".join(repr(word) for word in sorted(words))
-    if text.kind == SUBTITLE:
-        shown = text.text if len(text.text) <= 80 else text.text[:77] + "..."
+    if kind == SUBTITLE:
+        shown = text if len(text) <= 80 else text[:77] + "..."
         return f"subtitle: {shown!r} has {named}"
-    return f"{'file' if text.kind == NAME else 'folder'} name has {named}"
+    return f"{'file' if kind == NAME else 'folder'} name has {named}"

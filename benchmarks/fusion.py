@@ -207,6 +207,7 @@ def lookup_table(folder: Path, lines: int) -> list[list[str]]:
     import sqlite3
 
     import lancedb
+    import lancedb.index
 
     rng = np.random.default_rng(SEED)
     vocabulary = [f"word{n}" for n in range(20_000)]
@@ -220,7 +221,7 @@ def lookup_table(folder: Path, lines: int) -> list[list[str]]:
         base.executemany("INSERT INTO texts VALUES (?)", [(text,) for text in texts])
     base.close()
     lance = lancedb.connect(str(folder / "lance")).create_table("texts", [{"text": text} for text in texts])
-    lance.create_fts_index("text")
+    lance.create_index("text", config=lancedb.index.FTS())
     sizes = {
         "SQLite (shipped)": (folder / "w.db").stat().st_size,
         "LanceDB": sum(path.stat().st_size for path in (folder / "lance").rglob("*") if path.is_file()),

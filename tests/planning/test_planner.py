@@ -11,8 +11,8 @@ from machines import FakeMeter, fake_profile, fake_reading
 from elastivid.core.budget import Budget
 from elastivid.core.errors import BudgetError
 from elastivid.core.plan import Plan
-from elastivid.core.point import Sampling
-from elastivid.planning.plan import Planner
+from elastivid.core.point import OperatingPoint, Runtime, Sampling
+from elastivid.planning.plan import Fixed, Planner
 from elastivid.planning.prepare import plan
 from elastivid.planning.reading import Source
 from elastivid.planning.subject import Front, describe
@@ -103,7 +103,7 @@ def test_tokens_are_given_up_before_width_and_width_before_frames(elastic_planne
     reduced = find(planner, "1.3ms")
     assert reduced.point.width is None
     assert reduced.sampling.frames * reduced.sampling.size**2 < 8 * 168**2
-    assert reduced.reasons["sampling"].startswith("reduced: 8 frames of 168 px, exact, take")
+    assert reduced.reasons["sampling"].startswith("reduced: 8 frames of 168 px, exact, mean")
 
 
 def test_widths_are_used_only_where_the_weights_say_they_were_trained(planner, elastic_planner):
@@ -138,11 +138,30 @@ def test_realtime_counts_decoding(planner, nano):
 
 def test_a_fixed_sampling_stays(planner, nano):
     sampling = Sampling(frames=4, size=112)
-    fixed = Planner(nano, profile=planner.profile, reading=fake_reading(), sampling=sampling, fixed=True)
+    fixed = Planner(
+        nano, profile=planner.profile, reading=fake_reading(), sampling=sampling, fixed=Fixed(sampling=True)
+    )
     made = find(fixed, "6ms")
     assert made.sampling == sampling
     with pytest.raises(BudgetError, match=r"72 tokens of 4 frames of 112 px, exact decoding"):
         find(fixed, "1ms")
+
+
+def test_a_fixed_point_leaves_precision_only(planner, nano):
+    way = Runtime(threads=1, workers=2, batch=8)
+    fixed = Fixed(sampling=True, point=OperatingPoint(tokens=256), way=way)
+    small = Planner(nano, profile=planner.profile, reading=fake_reading(), source=Source(320, 240), fixed=fixed)
+    roomy, tight = find(small, "50x"), find(small, "170x")
+    assert (roomy.point.tokens, roomy.runtime) == (256, way)
+    assert (tight.point.tokens, tight.runtime) == (256, replace(way, precision="bfloat16"))
+    with pytest.raises(BudgetError, match=r"256 tokens of 8 frames of 168 px, exact decoding, bfloat16, batch 8"):
+        find(small, "900x")
+
+
+def test_a_fixed_size_leaves_frames(planner, nano):
+    made = find(Planner(nano, profile=planner.profile, fixed=Fixed(size=True)), "1.3ms")
+    assert made.sampling.size == 168
+    assert made.sampling.frames < 8
 
 
 def test_measured_fronts_decide(elastic, elastic_planner):
@@ -172,14 +191,14 @@ def test_measured_fronts_decide(elastic, elastic_planner):
     [
         (
             "0.1ms",
-            r"no plan for nano keeps 0.1ms; the cheapest there is, \d+ tokens of 1 frames of 84 px.*ms, at most 0.1",
+            r"no plan for nano keeps 0.1ms; the cheapest there is, \d+ tokens of 1 frames of 84 px.*ms with the margin where 0.1",
         ),
-        ("1mmacs", r"the cheapest there is, .* GMACs, at most 0.001 allowed"),
-        ("9000x", r"x realtime, at least 9000 allowed"),
-        ("0.001MB", r"MB above the weights, at most 0.001 allowed"),
-        ("total 1MB", r"MB in total, at most 1 allowed"),
-        ("5tokens", r"tokens, at most 5 allowed"),
-        ("40ms, 0.001MB", r"MB above the weights, at most 0.001 allowed"),
+        ("1mmacs", r"the cheapest there is, .* GMACs where 0.001 are allowed"),
+        ("9000x", r"x realtime with the margin where 9000 are wanted"),
+        ("0.001MB", r"MB above the weights where 0.001 are allowed"),
+        ("total 1MB", r"MB in total where 1 are allowed"),
+        ("5tokens", r"tokens where 5 are allowed"),
+        ("40ms, 0.001MB", r"MB above the weights where 0.001 are allowed"),
     ],
 )
 def test_refuses_the_impossible_and_names_the_cheapest(planner, text, message):

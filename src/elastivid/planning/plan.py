@@ -92,12 +92,25 @@ class Estimate:
             else:
                 kept = value <= limit
             if not kept:
-                at_least = "at least " if name == "realtime_factor" else "at most "
-                shown = "unknown" if value is None else f"{value:.3g}"
-                timed = margin and name in ("milliseconds_per_clip", "realtime_factor")
-                held = f" with a margin of {margin:.1%}" if timed else ""
-                found.append(f"{shown} {UNITS[name]}, {at_least}{limit:g} allowed{held}")
+                found.append(_against(name, value, limit, margin))
         return found
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What a plan may not choose.
+
+    Args:
+        sampling: frames, size and decoding stay as given.
+        size: the frame size stays; frames and decoding may change.
+        point: tokens and width stay at these; `None` leaves them free.
+        way: threads, workers and batch stay at these; precision is free.
+    """
+
+    sampling: bool = False
+    size: bool = False
+    point: OperatingPoint | None = None
+    way: Runtime | None = None
 
 
 class Planner:
@@ -109,7 +122,7 @@ class Planner:
         reading: measured costs of reading video, needed for x realtime.
         source: the video that will be read.
         sampling: how windows lie in a video; its frames and size are a proposal, those of the model by default.
-        fixed: take `sampling` as it is: only tokens, width and runtime are free.
+        fixed: what is not free.
     """
 
     def __init__(
@@ -120,14 +133,16 @@ class Planner:
         reading: Reading | None = None,
         source: Source | None = None,
         sampling: Sampling | None = None,
-        fixed: bool = False,
+        fixed: Fixed | None = None,
     ) -> None:
         self.subject = subject
         self.profile = profile
         self.reading = reading
         self.source = source or Source()
         self.sampling = sampling or Sampling(frames=subject.frames, size=subject.size)
-        self.fixed = fixed or not subject.reads_any_grid
+        self.fixed = fixed or Fixed()
+        if not subject.reads_any_grid:
+            self.fixed = replace(self.fixed, sampling=True)
 
     def plan(self, budget: Budget) -> Plan:
         """The best plan within `budget`.
@@ -147,7 +162,7 @@ class Planner:
             cheapest = self.cheapest(budget)
             raise BudgetError(
                 f"no plan for {self.subject.address} keeps {budget}; the cheapest there is, "
-                f"{describe_estimate(cheapest)}, takes {' and '.join(cheapest.broken(budget, self.margin))}"
+                f"{describe_estimate(cheapest)}, means {' and '.join(cheapest.broken(budget, self.margin))}"
             )
         return Plan(
             chosen.sampling,
@@ -168,7 +183,7 @@ class Planner:
     def cheapest(self, budget: Budget) -> Estimate:
         """The candidate that spends the least of what `budget` limits."""
         samplings = list(self._samplings(budget))
-        width = self.subject.trained_widths[0]
+        width = self._widths[0]
 
         def excess(estimate: Estimate) -> tuple[float, float]:
             over = 0.0
@@ -223,7 +238,7 @@ class Planner:
     def _from_prior(self, budget: Budget) -> Estimate | None:
         """The first of grids and widths, best first, at which some token count fits; then the most tokens."""
         for sampling in self._samplings(budget):
-            for width in reversed(self.subject.trained_widths):
+            for width in reversed(self._widths):
                 found = self._most_tokens(budget, sampling, width)
                 if found is not None:
                     return found
@@ -247,12 +262,14 @@ class Planner:
 
     def _from_front(self, budget: Budget) -> Estimate | None:
         """The candidate with the highest measured accuracy that fits, or `None` where nothing measured does."""
-        if not self.subject.fronts:
+        if not self.subject.fronts or self.fixed.point is not None:
             return None
         fitting = []
         for sampling, width, counts in _measured(self.subject.fronts[0], self.sampling):
-            allowed = not self.fixed or (sampling.frames, sampling.size) == (self.sampling.frames, self.sampling.size)
-            if not allowed or width not in self.subject.trained_widths:
+            same_grid = (sampling.frames, sampling.size) == (self.sampling.frames, self.sampling.size)
+            if (self.fixed.sampling and not same_grid) or width not in self._widths:
+                continue
+            if self.fixed.size and sampling.size != self.sampling.size:
                 continue
             found = self._most_tokens(budget, sampling, width)
             if found is None:
@@ -271,18 +288,30 @@ class Planner:
         available = self.subject.available_tokens(sampling.frames, sampling.size)
         if "tokens" not in self.subject.axes:
             return [available]
+        if self.fixed.point is not None:
+            return [min(self.fixed.point.tokens or available, available)]
         fewest = self._fewest(sampling)
         steps = range(math.ceil(fewest / TOKEN_STEP) * TOKEN_STEP, available, TOKEN_STEP)
         return sorted({fewest, *steps, available})
 
     def _fewest(self, sampling: Sampling) -> int:
         available = self.subject.available_tokens(sampling.frames, sampling.size)
+        if self.fixed.point is not None:
+            return min(self.fixed.point.tokens or available, available)
         return available if "tokens" not in self.subject.axes else min(self.subject.fewest_tokens, available)
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        """Widths that may be taken, ascending."""
+        if self.fixed.point is None:
+            return self.subject.trained_widths
+        width = self.fixed.point.width
+        return (width if isinstance(width, int) else self.subject.full_width,)
 
     def _samplings(self, budget: Budget) -> Iterator[Sampling]:
         """What may be read, best first."""
         yield self.sampling
-        if self.fixed:
+        if self.fixed.sampling:
             return
         grids = self._smaller_grids()
         native = self.sampling.frames * self.sampling.size**2
@@ -301,6 +330,8 @@ class Planner:
         patch = int(self.subject.config.patch_size)
         frames = {max(1, round(self.sampling.frames * share)) for share in FRAME_SHARES}
         sizes = {max(patch, round(self.sampling.size * share) // patch * patch) for share in SIZE_SHARES}
+        if self.fixed.size:
+            sizes = {self.sampling.size}
         grids = {(f, s) for f in frames for s in sizes} - {(self.sampling.frames, self.sampling.size)}
         return sorted(grids, key=lambda grid: (-grid[0] * grid[1] ** 2, -grid[0]))
 
@@ -309,6 +340,9 @@ class Planner:
         if self.profile is None:
             return [Runtime(batch=budget.batch or 1)]
         measured = self.profile.runtimes
+        if self.fixed.way is not None:
+            precisions = dict.fromkeys(way.precision for way in measured)
+            return [replace(self.fixed.way, precision=precision) for precision in precisions]
         if budget.milliseconds_per_clip is not None:
             batch = budget.batch or 1
             ways = {replace(way, batch=1) for way in measured if way.workers == 1}
@@ -339,11 +373,12 @@ class Planner:
             self.sampling.decode,
         )
         if smaller:
-            least = self.estimate(self.sampling, self._fewest(self.sampling), subject.trained_widths[0], chosen.runtime)
+            least = self.estimate(self.sampling, self._fewest(self.sampling), self._widths[0], chosen.runtime)
             what = f"{self.sampling.frames} frames of {self.sampling.size} px, {self.sampling.decode}"
-            reasons["sampling"] = f"reduced: {what}, take {_first(least.broken(budget, self.margin))} at the least"
+            reasons["sampling"] = f"reduced: {what}, mean {_first(least.broken(budget, self.margin))} at the least"
         else:
-            reasons["sampling"] = "as the index was made" if self.fixed else "the grid the model was made for"
+            given = self.fixed.sampling and subject.reads_any_grid
+            reasons["sampling"] = "as it was given" if given else "the grid the model was made for"
         reasons["tokens"] = self._token_reason(budget, chosen)
         reasons["width"] = self._width_reason(budget, chosen)
         reasons["runtime"] = self._runtime_reason(budget, chosen)
@@ -365,6 +400,8 @@ class Planner:
 
     def _token_reason(self, budget: Budget, chosen: Estimate) -> str:
         counts = self._counts(chosen.sampling)
+        if self.fixed.point is not None:
+            return f"{chosen.tokens}, as they were given"
         if "tokens" not in self.subject.axes:
             return f"all {counts[-1]}: the family has no axis tokens"
         if chosen.tokens == counts[-1]:
@@ -374,10 +411,12 @@ class Planner:
         broken = self.estimate(chosen.sampling, more, width, chosen.runtime).broken(budget, self.margin)
         if not broken:
             return f"{chosen.tokens} of {counts[-1]}: more were not measured to be better"
-        return f"clamped to {chosen.tokens} of {counts[-1]}: {more} would take {_first(broken)}"
+        return f"clamped to {chosen.tokens} of {counts[-1]}: {more} would mean {_first(broken)}"
 
     def _width_reason(self, budget: Budget, chosen: Estimate) -> str:
-        full, widths = self.subject.full_width, self.subject.trained_widths
+        full, widths = self.subject.full_width, self._widths
+        if self.fixed.point is not None:
+            return f"{widths[0]} of {full}, as it was given"
         if chosen.point.width is None:
             untrained = len(widths) == 1 and "width" in self.subject.axes
             return f"all {full} channels" + (
@@ -387,7 +426,7 @@ class Planner:
             return f"{chosen.point.width} of {full}: measured to be best within the budget"
         wider = min(width for width in widths if width > chosen.point.width)  # type: ignore[operator]
         least = self.estimate(chosen.sampling, self._fewest(chosen.sampling), wider, chosen.runtime)
-        return f"clamped to {chosen.point.width} of {full}: {wider} take {_first(least.broken(budget, self.margin))}"
+        return f"clamped to {chosen.point.width} of {full}: {wider} mean {_first(least.broken(budget, self.margin))}"
 
     def _runtime_reason(self, budget: Budget, chosen: Estimate) -> str:
         runtime = chosen.runtime
@@ -410,6 +449,17 @@ def describe_estimate(estimate: Estimate) -> str:
         f"{estimate.tokens} tokens of {sampling.frames} frames of {sampling.size} px{width}, "
         f"{sampling.decode} decoding, {runtime.precision}, batch {runtime.batch}"
     )
+
+
+def _against(name: str, value: float | None, limit: float, margin: float) -> str:
+    """ "43.1 ms with the margin where 40 are allowed", "18x realtime with the margin where 20 are wanted"."""
+    if value is None:
+        return f"unknown {UNITS[name]} where {limit:g} are the limit"
+    if name == "realtime_factor":
+        return f"{value / (1 + margin):.3g}x realtime with the margin where {limit:g} are wanted"
+    if name == "milliseconds_per_clip":
+        return f"{value * (1 + margin):.3g} ms with the margin where {limit:g} are allowed"
+    return f"{value:.3g} {UNITS[name]} where {limit:g} are allowed"
 
 
 def _preference(estimate: Estimate) -> tuple[float, ...]:

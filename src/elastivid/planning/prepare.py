@@ -7,7 +7,7 @@ from collections.abc import Callable
 from elastivid.core.budget import Budget
 from elastivid.core.plan import Plan
 from elastivid.core.point import Sampling
-from elastivid.planning.plan import Planner
+from elastivid.planning.plan import Fixed, Planner
 from elastivid.planning.profile import (
     SECONDS,
     Profile,
@@ -58,7 +58,7 @@ def planner_for(
     *,
     sampling: Sampling | None = None,
     source: Source | None = None,
-    fixed: bool = False,
+    fixed: Fixed | None = None,
     again: bool = False,
     progress: Progress | None = None,
 ) -> Planner:

@@ -46,8 +46,8 @@ def find(planner: Planner, text: str) -> Plan:
 
 
 @pytest.mark.parametrize(
-    "text", ["30ms", "12ms", "5ms", "2gmacs", "0.4gmacs", "20x", "100x", "300x", "3MB", "total 20MB", "200tokens",
-             "20ms, 2gmacs, 4MB", "8ms, batch 8", "100x, batch 16", "60ms, batch 3"]
+    "text", ["30ms", "12ms", "5ms", "2gmacs", "0.4gmacs", "20x", "100x", "300x", "6MB", "total 20MB", "200tokens",
+             "20ms, 2gmacs, 8MB", "8ms, batch 8", "100x, batch 16", "60ms, batch 3"]
 )  # fmt: skip
 @pytest.mark.parametrize("which", ["planner", "elastic_planner"])
 def test_predictions_keep_the_budget_and_times_a_margin(which, text, request):
@@ -191,7 +191,7 @@ def test_measured_fronts_decide(elastic, elastic_planner):
     [
         (
             "0.1ms",
-            r"no plan for nano keeps 0.1ms; the cheapest there is, \d+ tokens of 1 frames of 84 px.*ms with the margin where 0.1",
+            r"no plan for nano keeps 0.1ms; the cheapest there is, .*1 frames of 84 px.*ms with the margin where 0.1",
         ),
         ("1mmacs", r"the cheapest there is, .* GMACs where 0.001 are allowed"),
         ("9000x", r"x realtime with the margin where 9000 are wanted"),

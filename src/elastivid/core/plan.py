@@ -21,7 +21,8 @@ class Plan:
         sampling: which frames are read.
         point: what the model spends on a clip.
         runtime: where and how it runs.
-        cost: predicted cost of one clip; activations are those of all clips that run at the same time.
+        cost: predicted cost of one clip; activations are those of all clips that run at the same time,
+            their input included.
         reasons: why each choice was made, such as {"tokens": "the largest count within 5 GMACs"}.
         model: address of the model that the plan is for.
         budget: what was asked for, as `Budget.parse` reads it.

@@ -43,7 +43,7 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.attention import ChannelAffine
+from elastivid.layers.attention import BF16_BY_VECTORS, SCORES_AT_ONCE, ChannelAffine
 from elastivid.layers.block import Block, initialise_block
 from elastivid.layers.elastic import fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
@@ -166,7 +166,7 @@ class FluxViTConfig:
         """Closed-form cost of one clip in float32: `frames` squares of `size` pixels, `tokens` patch tokens kept.
 
         The weights counted are those the model holds, because all of them stay loaded at any width. Activations are
-        those of one clip above the input; a batch adds less than in proportion, see `ROWS_AT_ONCE`.
+        those of one clip in float32 above the input (see `activation_bytes`).
 
         Raises:
             PointError: see `widths_at`.
@@ -181,10 +181,51 @@ class FluxViTConfig:
         macs += linear_macs(2 * kept + 1, last, inner) + linear_macs(1, inner, self.pool_dim)
         macs += attention_macs(1, kept, inner)
         macs += linear_macs(1, self.pool_dim, self.num_classes)
-        embedding = patches * max(values + 3 * first_width, 4 * first_width)  # patches, three of the norm; or positions
-        hidden = max(widths, default=last) * (4 + 2 * self.mlp_ratio)  # stream, branch, norm, input; before, after GELU
-        blocks = patches * first_width + kept * (first_width + hidden)  # embedded and placed tokens stay alive
-        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(blocks, embedding)))
+        activations = self.activation_bytes(frames=frames, size=size, tokens=tokens, width=width)
+        return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=activations)
+
+    def activation_bytes(
+        self,
+        *,
+        frames: int,
+        size: int,
+        tokens: int | None = None,
+        width: int | tuple[int, ...] | None = None,
+        batch: int = 1,
+        precision: str = "float32",
+    ) -> int:
+        """Peak bytes of intermediate results on a CPU, input and weights left out: the most of four stages.
+
+        Embedding and placed tokens grow with the batch; blocks do not, where they run on a few clips at a time
+        (`ROWS_AT_ONCE`). In bfloat16 the input is cast, and attention may hold scores (`attend`).
+        """
+        patches = frames * (size // self.patch_size) ** 2
+        kept = (patches if tokens is None else tokens) + 1
+        widths = self.widths_at(width)
+        values, first_width, widest = 3 * self.patch_size**2, _ends(widths, self)[0], max(widths, default=0)
+        exact = precision == "float32"
+        item = 4 if exact else 2
+        cast = 0 if exact else batch * patches * values
+        embedding = cast + batch * patches * (values + 3 * first_width)
+        positions = batch * patches * 4 * first_width  # tokens, and with positions; the norm's before
+        stream = batch * (patches + kept) * first_width  # embedded and placed tokens stay alive
+        rows = kept * min(batch, max(1, ROWS_AT_ONCE // kept))
+        hidden = rows * int(widest * (4 + 2 * self.mlp_ratio))  # stream, branch, norm, input; before and after GELU
+        attention = 0
+        if not exact and BF16_BY_VECTORS:  # stream, norm, queries, keys, values, their copies, result; scores twice
+            scores = min(SCORES_AT_ONCE, rows * kept * (widest // self.head_dim))
+            attention = 10 * rows * widest + 2 * scores
+        elements = max(embedding, positions, stream + hidden, stream + attention)
+        return int(max(item * elements, self._table_bytes(frames, size, first_width, batch, item)))
+
+    def _table_bytes(self, frames: int, size: int, width: int, batch: int, item: int) -> int:
+        """Bytes alive while the position table is resized, 128 channels at a time in float32, beside the tokens."""
+        (t, h, w), side = self.table_grid, size // self.patch_size
+        if (t, h, w) == (frames, side, side):
+            return 0
+        part = min(128, width)
+        after = frames * (h if frames != t else side) * w  # places after the first step
+        return item * frames * side**2 * (batch * width + width - part) + 4 * part * (t * h * w + after)
 
 
 def _ends(widths: tuple[int, ...], config: FluxViTConfig) -> tuple[int, int]:

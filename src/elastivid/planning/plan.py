@@ -25,10 +25,9 @@ from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.planning.profile import Profile
 from elastivid.planning.reading import Reading, Source
-from elastivid.planning.subject import Front, Subject, require_axes
+from elastivid.planning.subject import ITEM_BYTES, Front, Subject, require_axes
 
 TOKEN_STEP = 8
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 SIZE_SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2)
 LEAST_SHARE = 0.25  # of the native patches; smaller grids come after giving up exact decoding
@@ -216,7 +215,6 @@ class Planner:
             width=width if width != subject.full_width else None,
         )
         cost = subject.cost(sampling.frames, sampling.size, point)
-        share = BYTES[runtime.precision] / 4
         milliseconds = hardware = realtime = None
         if self.profile is not None:
             milliseconds = self.profile.predict(sampling.frames, sampling.size, point, runtime)
@@ -226,8 +224,8 @@ class Planner:
                 realtime = 1.0 / (reading + milliseconds / 1e3 / sampling.stride_seconds)
         cost = replace(
             cost,
-            parameter_bytes=round(cost.parameter_bytes * share),
-            activation_bytes=round(cost.activation_bytes * share * runtime.batch * runtime.workers),
+            parameter_bytes=cost.parameter_bytes * ITEM_BYTES[runtime.precision] // 4,
+            activation_bytes=subject.activation_bytes(sampling.frames, sampling.size, point, runtime),
             milliseconds=milliseconds,
             hardware=hardware,
         )

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from elastivid.core.cost import Cost
 from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
-from elastivid.core.point import OperatingPoint
+from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.planning.timing import Work
 
 if TYPE_CHECKING:
     from elastivid.models.base import DualEncoder, VideoEncoder
 
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FEWEST_SHARE = 16  # without `trained_tokens`, a plan keeps at least this part of the tokens of the native grid
 FRONT_KEYS = {"weights", "data", "metric", "points"}
 POINT_KEYS = {"frames", "size", "tokens", "width", "accuracy"}
@@ -100,6 +101,22 @@ class Subject:
                 axes["width"] = point.width
             self._costs[key] = self.config.cost(frames=frames, size=size, **axes)
         return self._costs[key]
+
+    def activation_bytes(self, frames: int, size: int, point: OperatingPoint, runtime: Runtime) -> int:
+        """Peak bytes above the weights of all clips under way, their input included."""
+        share = ITEM_BYTES[runtime.precision] / 4
+        if hasattr(self.config, "activation_bytes"):
+            peak = self.config.activation_bytes(
+                frames=frames,
+                size=size,
+                tokens=point.tokens,
+                width=point.width,
+                batch=runtime.batch,
+                precision=runtime.precision,
+            )
+        else:
+            peak = self.cost(frames, size, point).activation_bytes * share * runtime.batch
+        return round((peak + 4 * 3 * frames * size**2 * runtime.batch) * runtime.workers)
 
     def work(self, frames: int, size: int, point: OperatingPoint) -> Work:
         """What one clip makes the model do, for predicting its time."""

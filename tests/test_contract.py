@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +197,8 @@ def test_clips_may_keep_different_numbers(kind):
     x = random_x()
     left = made(kind).reduce(tokens_of(x), [5, 20, 36])
     assert left.counts == (5, 20, 36)
+    assert torch.equal(made(kind).reduce(tokens_of(x), torch.tensor([5, 20, 36])).x, left.x)
+    assert made(kind).reduce(tokens_of(x), np.int64(5)).num_placed == 5
     assert left.x.shape == (3, 36, 8)
     assert not left.x[0, 5:].any()
     for row, keep in enumerate([5, 20, 36]):

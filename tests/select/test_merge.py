@@ -186,7 +186,7 @@ def test_merging_conserves_tokens_and_their_sum(keep, groups):
 
 def test_merging_in_two_steps_counts_the_sizes_of_the_first():
     tokens = tokens_of(random(1, 36, 8), (4, 3, 3))
-    twice = ToMe(1).reduce(ToMe(1).reduce(tokens, 20), 5)
+    twice = ToMe().reduce(ToMe().reduce(tokens, 22), 5)
     assert twice.sizes.sum() == 36
     assert torch.allclose((twice.x * twice.sizes.unsqueeze(-1)).sum(dim=1), tokens.x.sum(dim=1), atol=1e-4)
 
@@ -217,8 +217,8 @@ def test_merging_equal_tokens_loses_nothing():
     with torch.no_grad():
         model.positions.zero_()
         whole = model.encode(tokens, model_point())
-        merged = model.encode(tokens, model_point(6, ToMe(1)))
-    assert merged.tokens.num_placed == 6
+        merged = model.encode(tokens, model_point(18, ToMe(1)))
+    assert merged.tokens.num_placed == 18
     assert torch.allclose(whole.embedding, merged.embedding, atol=1e-5)
 
 
@@ -286,3 +286,10 @@ def test_zero_tokens_do_not_give_nan():
 def test_errors_name_the_numbers(call, match):
     with pytest.raises(PointError, match=match):
         call(tokens_of(random(1, 36, 8), (4, 3, 3)))
+
+
+@pytest.mark.parametrize("reducer", [ToMe(), VidTLDR(lambda t: GroupDynamic().scores(t).float())])
+def test_merging_in_bfloat16_gives_bfloat16(reducer):
+    merged = reducer.reduce(tokens_of(random(1, 36, 8).bfloat16(), (4, 3, 3)), 9)
+    assert merged.x.dtype == torch.bfloat16
+    assert merged.sizes.dtype == merged.coords.dtype == torch.float32

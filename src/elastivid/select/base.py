@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -105,7 +106,7 @@ def checked_counts(keep: int | Sequence[int], tokens: Tokens) -> tuple[int, ...]
         PointError: a number is below 1 or above the tokens of its clip, or there is not one per clip.
     """
     available = tokens.counts
-    counts = (keep,) * len(available) if isinstance(keep, int) else tuple(int(k) for k in keep)
+    counts = (int(keep),) * len(available) if isinstance(keep, int | Integral) else tuple(int(k) for k in keep)
     if len(counts) != len(available):
         raise PointError(
             f"keep must be one number or one per clip ({len(available)}), got {len(counts)} numbers: {counts}"

@@ -6,8 +6,7 @@
 One round of bipartite matching: tokens at even positions are sources, at odd positions destinations; every source looks
 for its best destination by cosine, and the r sources with the best find are merged into them. The papers allow a round
 to remove half of the tokens, which forces every source on some destination, like it or not. Where rounds repeat until K
-are left, a third is far better and hardly dearer: at a quarter of the tokens the embeddings of the shipped nano keep a
-cosine of 0.997 to those of all tokens, 0.90 with halves.
+are left, a third keeps embeddings much closer to those of all tokens for little time (docs/benchmarks/selectors.md).
 
 `ToMe()` and `VidTLDR(...)` stand in an operating point and merge before the first block, so all blocks run on K tokens
 and their cost is that of a selection. The papers merge between attention and MLP of every block: `match_halves`,
@@ -21,6 +20,7 @@ Letters: B batch, N tokens, D channels, r merged in a round, K left, P protected
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -70,11 +70,11 @@ class Matching:
         """
         result, moved = _rows(values, self.kept), _rows(values, self.sources)  # (B, N-r, C), (B, r, C)
         if source_weights is not None:
-            moved = moved * source_weights.gather(1, self.sources).unsqueeze(-1)
+            moved = moved * source_weights.gather(1, self.sources).unsqueeze(-1).to(values.dtype)
         if reduce != "sum":
             return result.scatter_reduce(1, self.targets.unsqueeze(-1).expand_as(moved), moved, reduce)
-        flat = result.flatten(0, 1).index_add(0, _flat(self.targets, result.shape[1]), moved.flatten(0, 1))
-        return flat.unflatten(0, result.shape[:2])  # (B*(N-r), C) -> (B, N-r, C)
+        result.view(-1, result.shape[2]).index_add_(0, _flat(self.targets, result.shape[1]), moved.flatten(0, 1))
+        return result
 
     def mean(self, values: Tensor, sizes: Tensor, source_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Means (B, N - r, C) of values (B, N, C) weighted by sizes (B, N), and the sizes (B, N - r) they now have.
@@ -111,18 +111,19 @@ def match_halves(metric: Tensor, r: int, *, protected: int = 0) -> Matching:
     if r <= 0:
         every = torch.arange(count, device=metric.device).expand(len(metric), -1)
         return Matching(every, every[:, :0], every[:, :0])
-    unit = F.normalize(metric, dim=-1)
-    similarity = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)  # (B, ceil(N/2), floor(N/2))
+    sources, destinations = metric[:, ::2], F.normalize(metric[:, 1::2], dim=-1)
+    similarity = sources @ destinations.transpose(1, 2)  # (B, ceil(N/2), floor(N/2)): cosines times source lengths
     if protected:
         similarity[:, : (protected + 1) // 2] = -torch.inf
         similarity[:, :, : protected // 2] = -torch.inf
     best, found = similarity.max(dim=2)  # (B, ceil(N/2))
+    best = best / torch.linalg.vector_norm(sources, dim=-1).clamp(min=1e-12)
     order = best.argsort(dim=1, descending=True, stable=True)
     moving, staying = order[:, :r], order[:, r:].sort(dim=1).values
-    destinations = torch.arange(1, count, 2, device=metric.device).expand(len(metric), -1)  # (B, floor(N/2))
+    odd = torch.arange(1, count, 2, device=metric.device).expand(len(metric), -1)  # (B, floor(N/2))
     front = [(protected + 1) // 2, protected // 2]  # protected sources and destinations
     prefix = torch.arange(protected, device=metric.device).expand(len(metric), -1)  # (B, P)
-    kept = torch.cat([prefix, 2 * staying[:, front[0] :], destinations[:, front[1] :]], dim=1)  # (B, N-r)
+    kept = torch.cat([prefix, 2 * staying[:, front[0] :], odd[:, front[1] :]], dim=1)  # (B, N-r)
     targets = found.gather(1, moving) + staying.shape[1]  # (B, r): what precedes the destinations is as long
     return Matching(kept, 2 * moving, targets)
 
@@ -164,7 +165,7 @@ class ToMe(Merger):
     Args:
         groups: contiguous stretches of frames that are merged by themselves and keep equal shares, which covers the
             clip and divides the cost; `None` follows `GroupDynamic`: 4, 2 or 1. The paper has one group, an image.
-            With K below the number of groups there is one.
+            With K below the number of groups, and for tokens that are not whole frames, there is one.
 
     Raises:
         PointError: `groups` is below 1; on use: the tokens do not divide into the groups.
@@ -265,28 +266,34 @@ def _merged(tokens: Tokens, judged: Tokens, keep: Keep, groups: int | None, sali
 def _merged_equal(tokens: Tokens, metric: Tensor, keep: int, groups: int | None, saliency: Tensor | None) -> Tokens:
     """`keep` tokens of every clip of a batch without padding, in the order of the places they grew from."""
     batch, placed, _ = metric.shape
-    groups = groups or default_groups(num_frames(tokens.grid, placed))
+    if groups is None:  # without whole frames there is nothing to group by
+        whole = placed % (tokens.grid[1] * tokens.grid[2]) == 0
+        groups = default_groups(num_frames(tokens.grid, placed)) if whole else 1
     if placed % groups:
         raise PointError(f"{placed} tokens do not divide into {groups} groups; use groups=1")
     if keep < groups:
         groups = 1
-    sizes = metric.new_ones(batch, placed, dtype=torch.float32) if tokens.sizes is None else tokens.sizes.float()
-    owners, weights, done = [], [], 0
-    for group, quota in enumerate(shares(keep, groups)):
-        part = slice(group * placed // groups, (group + 1) * placed // groups)
-        salient = None if saliency is None else saliency[:, part]
-        owner, weight = _assign(metric[:, part], sizes[:, part], quota, salient)
-        owners.append(owner + done)
-        weights.append(weight)
-        done += quota
-    owner, weight = torch.cat(owners, dim=1), torch.cat(weights, dim=1) * sizes  # (B, M)
-    rows = _flat(owner, keep)  # (B, M) -> (B*M,)
-    total = weight.new_zeros(batch * keep).index_add(0, rows, weight.flatten())  # (B*K,)
-    share = (weight.flatten() / total[rows]).unsqueeze(-1)  # (B*M, 1)
+    if tokens.sizes is not None:
+        metric = metric * tokens.sizes.unsqueeze(-1)  # sums from here on: cosines do not feel lengths
+    owners, weights, group = [], [], 0
+    for quota, count in _runs(shares(keep, groups)):  # at most two: all groups of one share at once
+        part = slice(group * placed // groups, (group + count) * placed // groups)
+        cut = metric[:, part].unflatten(1, (count, -1)).flatten(0, 1)  # (B, count*n, D) -> (B*count, n, D)
+        salient = None if saliency is None else saliency[:, part].unflatten(1, (count, -1)).flatten(0, 1)
+        owner, weight = _assign(cut, quota, salient)  # (B*count, n)
+        starts = sum(shares(keep, groups)[:group]) + quota * torch.arange(count, device=owner.device)  # (count,)
+        owners.append((owner.unflatten(0, (batch, count)) + starts[:, None]).flatten(1))  # (B, count*n)
+        weights.append(weight.unflatten(0, (batch, count)).flatten(1))
+        group += count
+    rows, weight = _flat(torch.cat(owners, dim=1), keep), torch.cat(weights, dim=1)  # (B*M,), (B, M)
+    weight = (weight if tokens.sizes is None else weight * tokens.sizes).flatten()
+    total = weight.new_zeros(batch * keep).index_add(0, rows, weight)  # (B*K,)
+    equal = saliency is None and tokens.sizes is None
 
     def mean(values: Tensor) -> Tensor:
-        flat = values.flatten(0, 1).float() * share  # (B*M, C)
-        summed = flat.new_zeros(batch * keep, flat.shape[-1]).index_add(0, rows, flat)
+        flat = values.flatten(0, 1).float()  # (B*M, C)
+        flat = flat if equal else flat * weight.unsqueeze(-1)
+        summed = flat.new_zeros(batch * keep, flat.shape[1]).index_add(0, rows, flat) / total.unsqueeze(-1)
         return summed.to(values.dtype).unflatten(0, (batch, keep))  # (B*K, C) -> (B, K, C)
 
     x = mean(tokens.x[:, tokens.num_prefix :])
@@ -295,13 +302,17 @@ def _merged_equal(tokens: Tokens, metric: Tensor, keep: int, groups: int | None,
     return replace(tokens, x=x, coords=mean(tokens.coords), sizes=total.unflatten(0, (batch, keep)))
 
 
+def _runs(values: list[int]) -> list[tuple[int, int]]:
+    """Neighbours that are equal, as (value, how many)."""
+    return [(value, len(list(run))) for value, run in itertools.groupby(values)]
+
+
 @torch.no_grad()
-def _assign(metric: Tensor, sizes: Tensor, keep: int, saliency: Tensor | None) -> tuple[Tensor, Tensor]:
+def _assign(metric: Tensor, keep: int, saliency: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rounds of matching until `keep` of N tokens are left.
 
     Args:
-        metric: (B, N, D), by which tokens are alike; in later rounds the mean of what was merged.
-        sizes: (B, N).
+        metric: (B, N, D), whose cosines say what is alike; in later rounds the sum of what was merged.
         keep: tokens left.
         saliency: (B, N) weights of sources, or `None` for 1.
 
@@ -310,19 +321,19 @@ def _assign(metric: Tensor, sizes: Tensor, keep: int, saliency: Tensor | None) -
     """
     batch, count, _ = metric.shape
     place = owner = torch.arange(count, device=metric.device).expand(batch, -1)  # (B, N)
-    weight = torch.ones_like(sizes)
+    weight = torch.ones(batch, count, device=metric.device)
     while count > keep:
         matching = match_halves(metric, min(count - keep, max(1, count // ROUND_DIVISOR)))
         if saliency is not None:
             factor = torch.ones_like(saliency).scatter(1, matching.sources, saliency.gather(1, matching.sources))
             weight = weight * factor.gather(1, owner)
+        moved = owner.new_zeros(batch, count)
         count = matching.kept.shape[1]
-        index = torch.arange(count, device=metric.device).expand(batch, -1)
-        moved = owner.new_zeros(batch, metric.shape[1]).scatter(1, matching.kept, index)
-        owner = moved.scatter(1, matching.sources, matching.targets).gather(1, owner)
+        moved.scatter_(1, matching.kept, torch.arange(count, device=metric.device).expand(batch, -1))
+        owner = moved.scatter_(1, matching.sources, matching.targets).gather(1, owner)
         place = place.gather(1, matching.kept)
         if count > keep:
-            metric, sizes = matching.mean(metric, sizes, saliency)
+            metric = matching.combine(metric, saliency)
             saliency = None if saliency is None else saliency.gather(1, matching.kept)
     rank = place.argsort(dim=1).argsort(dim=1)  # (B, K)
     return rank.gather(1, owner), weight

@@ -240,7 +240,8 @@ class Pipeline:
                     arrival = workers.get()
                     ended += isinstance(arrival.what, Ending)
                     self._accept(arrival, encoders)
-                encoders.submit(self._batch)
+                last, self._batch = self._batch, _Batch(self._reading.window_shape)  # empty for the next run
+                encoders.submit(last)
                 self._receive(encoders, wait_for_all=True)
         finally:
             self._store()

@@ -66,7 +66,7 @@ def blocks() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in blocks()])
 def test_code_in_the_documentation_runs(text, tmp_path):
     """A block that names a file of the reader's cannot run here: then its imports must."""
-    if "~/Videos" in text or "clip.mp4" in text:
+    if any(name in text for name in ("~/Videos", "clip.mp4", "egovlp.pth")):
         nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
         text = "\n".join(ast.unparse(node) for node in nodes)
     result = run(tmp_path, "-c", text)

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from memory import peak_bytes
 
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError
@@ -136,18 +136,6 @@ def test_predicted_macs_equal_the_counter(model, width, tokens):
     assert exported.cost(frames=8, size=70, tokens=tokens).activation_bytes == (
         CONFIG.cost(frames=8, size=70, tokens=tokens, width=width).activation_bytes
     )
-
-
-def peak_bytes(run):
-    """Most bytes of tensors alive at once while `run()` executes, above what was there."""
-    with torch.inference_mode(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = top = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        top = max(top, live)
-    return top
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from memory import peak_bytes
 
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError, UnknownNameError, WeightsError
@@ -229,6 +230,16 @@ def test_channels_beyond_the_width_get_no_gradient():
         assert not layer.bias.grad[16:].any()
     assert not block.mlp.fc1.weight.grad[64:].any()
     assert not block.attn.qkv.weight.grad.unflatten(0, (3, 48))[:, 16:].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("frames", "mlp_ratio", "width"), [(4, 4.0, None), (8, 2.0, (192, 128))])
+def test_predicted_activations_are_those_that_live(kind, frames, mlp_ratio, width):
+    sizes = {"embed_dim": 192, "depth": 2, "num_heads": 3, "image_size": 112}
+    model = replace(TINY, attention=kind, mlp_ratio=mlp_ratio, **sizes).build().eval()
+    video, point = clip(frames, 112, 112, batch=1), OperatingPoint(width=width)
+    predicted = model.config.cost(frames=frames, size=112, width=width).activation_bytes
+    assert predicted == pytest.approx(peak_bytes(lambda: model(video, point=point)), rel=0.15)
 
 
 def test_refuses_what_it_cannot_do():

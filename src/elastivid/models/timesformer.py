@@ -149,7 +149,9 @@ class TimeSformerConfig:
     def cost(
         self, *, frames: int, size: int, tokens: int | None = None, width: int | Sequence[int] | None = None
     ) -> Cost:
-        """Closed-form cost of one clip: `frames` squares of `size` pixels at a width.
+        """Closed-form cost of one clip in float32: `frames` squares of `size` pixels at a width.
+
+        The weights counted are those the model holds, because all of them stay loaded at any width.
 
         Raises:
             PointError: `tokens` is given, which is no axis of this model, or `width` cannot be.
@@ -161,7 +163,9 @@ class TimeSformerConfig:
         macs = linear_macs(count, 3 * self.patch_size**2, widths[0])
         macs += sum(_block_cost(self.attention, frames, sites, dim, self.mlp_ratio) for dim in widths)
         macs += linear_macs(1, widths[-1], self.num_classes)
-        widest = (count + frames) * max(widths) * (2 + max(self.mlp_ratio, 3.0))  # residual, input, hidden layer
+        attention = {"frozen": 10, "divided": 8}.get(self.attention, 7)  # times D: stream, norm, qkv, copies of groups
+        hidden = 3 + 2 * self.mlp_ratio  # stream, block's input, norm, hidden layer before and after GELU
+        widest = (count + frames) * max(widths) * max(attention, hidden)
         embedding = count * (3 * self.patch_size**2 + widths[0])
         return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=int(4 * max(widest, embedding)))
 
@@ -295,8 +299,10 @@ class FrozenBlock(JointBlock):
 
     def forward(self, x: Tensor, frames: int = 1) -> Tensor:
         """Map tokens (B, 1+N, D) of `frames` frames, class token first, to (B, 1+N, D)."""
-        t = x + grouped(self.time_attn, layer_norm(x, self.time_norm), frames, over_time=True)
-        x = x + grouped(self.attn, layer_norm(t, self.norm1), frames, over_time=False)
+        seen = x + grouped(self.time_attn, layer_norm(x, self.time_norm), frames, over_time=True)
+        seen = layer_norm(seen, self.norm1)
+        x = x + grouped(self.attn, seen, frames, over_time=False)
+        del seen
         return x + self.mlp(layer_norm(x, self.norm2))
 
 

@@ -22,6 +22,7 @@ from elastivid.search import words as words_module
 from elastivid.search.fusion import RANK_CONSTANT, fuse
 from elastivid.search.index import Index
 from elastivid.search.records import LibraryError
+from elastivid.search.report import write_report
 from elastivid.search.words import TextHit, Words, query_words, words_in_name
 from elastivid.video.subtitles import Line, embedded_lines, parse_lines, plain, read_sidecar, sidecars
 
@@ -206,6 +207,12 @@ def test_subtitles_inside_a_video_are_found_and_follow_it(tmp_path):
     index.add([folder, tmp_path / "moved"])
     assert Path(index.search("heron")[0].path).name == "c.mkv"
     assert index._encoder.windows_seen == 4
+
+
+def test_the_page_says_why(library, tmp_path):
+    page = write_report(tmp_path / "found.html", [library.search_with_cost("zither <b>")], library).read_text()
+    assert "&#x27;zither&#x27;" in page
+    assert '<div class="why"' in page
 
 
 def test_a_changed_subtitle_is_read_without_the_video(library, tmp_path):

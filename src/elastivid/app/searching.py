@@ -38,7 +38,7 @@ def lines_of_search(result: SearchResult, quiet: bool) -> list[str]:
         times = f"{clock(moment.start_seconds)} - {clock(moment.end_seconds)}"
         sure = "" if moment.confidence is None else f"  {_percent(moment.confidence):>6}"
         lines.append(f"{number:3d}  {moment.score:6.3f}{sure}  {path:<{width}}  {times}{gone}")
-        texts = [printable(reason) for reason in moment.reasons if not reason.startswith("picture ")]
+        texts = [printable(reason) for reason in moment.text_reasons]
         lines += [f"             {'; '.join(texts)}"] if texts else []
     if quiet:
         return lines

@@ -53,6 +53,11 @@ class Moment:
     reasons: tuple[str, ...] = ()
     confidence: float | None = None
 
+    @property
+    def text_reasons(self) -> tuple[str, ...]:
+        """The reasons that come from names and subtitles; the last reason is always the picture."""
+        return self.reasons[:-1]
+
 
 def find_moments(
     snapshot: Snapshot,

@@ -169,7 +169,7 @@ def _query_section(result: SearchResult, folder: Path, answer: str | None) -> st
         for place, moment in enumerate(result.moments)
     ]
     aspect = float(np.clip(np.median([p.aspect for p in pictures]), 1.2, 1.8)) if pictures else 1.6
-    frame = _Frame(folder, answer, aspect, result.moments[0].score if result.moments else 1.0)
+    frame = _Frame(folder, answer, aspect, max((moment.score for moment in result.moments), default=1.0))
     cards = "".join(_card(*both, frame) for both in zip(result.moments, pictures, strict=True))
     body = '<p class="nothing">Nothing found.</p>'
     if cards:
@@ -201,13 +201,15 @@ def _card(moment: Moment, pictures: Pictures, frame: _Frame) -> str:
         fragment = f"#t={moment.start_seconds:.2f},{moment.end_seconds:.2f}"
         video = f' data-video="{escape(relative)}{fragment}" data-end="{moment.end_seconds:.2f}" data-name="{name}"'
     strip = "".join(f'<img src="{address}" alt="">' for address in pictures.strip)
+    texts = escape(printable("; ".join(moment.text_reasons)))
+    why = f'<div class="why" title="{texts}">{texts}</div>' if texts else ""
     share = max(0.0, moment.score / frame.best_score) if frame.best_score > 0 else 0.0
     classes = "moment right" if moment.path == frame.answer else "moment"
     return (
         f'<article class="{classes}"><button class="screen" type="button"{video} title="Play {times}">'
         f'{picture}{note}<span class="play">▶ {times}</span></button><div class="strip">{strip}</div>'
         f'<div class="words"><div class="name"><b title="{escape(printable(moment.path))}">{name}</b>'
-        f"<span>{moment.score:.3f}</span></div>"
+        f"<span>{moment.score:.3f}</span></div>{why}"
         f'<div class="score"><i style="width:{share:.0%}"></i></div></div></article>'
     )
 

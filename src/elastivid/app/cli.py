@@ -110,7 +110,7 @@ def index(
         float | None, typer.Option(min=0.001, help="Stop reading a file after this time [default: 14400].")
     ] = None,
     limit_memory: Annotated[
-        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 2048].")
+        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 4096].")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster or on Ray on this machine.")] = "local",
 ) -> None:

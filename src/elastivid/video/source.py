@@ -67,7 +67,7 @@ class Limits:
     frames: int = 5_000_000
     seconds: float = 4 * 3600.0
     stall_seconds: float = 600.0
-    memory_megabytes: int = 2048
+    memory_megabytes: int = 4096
     clip_bytes: int = 4 << 30
 
     def __post_init__(self) -> None:

@@ -126,10 +126,10 @@ def locate(
         (moment,) = find_moments(snapshot, vector, 1, searched=searched)
         costs["merged"].append(1000 * (middle - started))
         costs["fitted"].append(1000 * (time.perf_counter() - middle))
-        started = time.perf_counter()
-        exact = _refine(index, moment, vector)
-        costs["refined"].append(1000 * (time.perf_counter() - started))
         right = Path(moment.path).name == query.file
+        started = time.perf_counter()
+        exact = _refine(index, moment, vector) if right else moment
+        costs["refined"] += [1000 * (time.perf_counter() - started)] if right else []
         window = snapshot.windows[row]
         places = {
             "window": (float(window["start_seconds"]), float(window["end_seconds"])),

@@ -209,9 +209,13 @@ def _card(moment: Moment, pictures: Pictures, frame: _Frame) -> str:
         f'<article class="{classes}"><button class="screen" type="button"{video} title="Play {times}">'
         f'{picture}{note}<span class="play">▶ {times}</span></button><div class="strip">{strip}</div>'
         f'<div class="words"><div class="name"><b title="{escape(printable(moment.path))}">{name}</b>'
-        f"<span>{moment.score:.3f}</span></div>{why}"
+        f"<span{_sure(moment)}>{moment.score:.3f}</span></div>{why}"
         f'<div class="score"><i style="width:{share:.0%}"></i></div></div></article>'
     )
+
+
+def _sure(moment: Moment) -> str:
+    return "" if moment.confidence is None else f' title="confidence {moment.confidence:.3f}"'
 
 
 def _footer(results: Sequence[SearchResult], index: Index, files: list[FileRecord]) -> str:

@@ -12,15 +12,13 @@ from elastivid.search.moments import Moment
 from elastivid.search.refine import STEP_SECONDS, find_step, refine_moment
 from elastivid.video.errors import VideoError
 
-TIMES = np.arange(40) * 0.25
-
 
 def test_a_step_is_found_between_the_frames_around_it():
     for place in range(1, 40):
         scores = np.where(np.arange(40) < place, 0.2, 0.7)
-        assert find_step(TIMES, scores, TIMES, rising=True) == pytest.approx(0.25 * place - 0.125)
-        assert find_step(TIMES, scores, TIMES, rising=False) is None
-        assert find_step(TIMES, -scores, TIMES, rising=False) == pytest.approx(0.25 * place - 0.125)
+        assert find_step(scores, rising=True) == place - 1
+        assert find_step(scores, rising=False) is None
+        assert find_step(-scores, rising=False) == place - 1
 
 
 def test_a_step_survives_noise_and_blinking():
@@ -29,14 +27,15 @@ def test_a_step_survives_noise_and_blinking():
         place = int(rng.integers(5, 35))
         scores = np.where(np.arange(40) < place, 0.2, 0.6) + rng.normal(0, 0.08, 40)
         scores[place + 2 :: 4] -= 0.15
-        assert abs(find_step(TIMES, scores, TIMES, rising=True) - 0.25 * place) <= 0.5
+        assert abs(find_step(scores, rising=True) + 1 - place) <= 2
 
 
 def test_where_there_is_no_step_none_is_found():
     rng = np.random.default_rng(0)
-    assert find_step(TIMES, np.full(40, 0.4), TIMES, rising=True) is None
-    assert find_step(TIMES[:1], np.ones(1), TIMES[:1], rising=True) is None
-    noise = [find_step(TIMES, rng.normal(0, 1, 40), TIMES, rising=True) for _ in range(100)]
+    assert find_step(np.full(40, 0.4), rising=True) is None
+    assert find_step(np.ones(1), rising=True) is None
+    assert find_step(np.ones(0), rising=True) is None
+    noise = [find_step(rng.normal(0, 1, 40), rising=True) for _ in range(100)]
     assert sum(step is not None for step in noise) < 20
 
 
@@ -45,7 +44,7 @@ def test_the_best_step_is_that_of_least_squares():
     for _ in range(20):
         scores = np.sort(rng.normal(0, 1, 40))
         errors = [scores[:k].var() * k + scores[k:].var() * (40 - k) for k in range(1, 40)]
-        assert find_step(TIMES, scores, TIMES, rising=True) == pytest.approx(0.25 * (np.argmin(errors) + 1) - 0.125)
+        assert find_step(scores, rising=True) == np.argmin(errors)
 
 
 @pytest.fixture
@@ -68,6 +67,15 @@ def test_borders_are_exact_to_half_a_step(index):
         assert replace(exact[name], start_seconds=0, end_seconds=1) == replace(
             rough[name], start_seconds=0, end_seconds=1
         )
+
+
+def test_about_thirty_frames_are_embedded(index, tmp_path):
+    encoder = ColourEncoder()
+    moment = Moment(str(tmp_path / "a.mp4"), 11.0, 17.0, 1.0, 14.0)
+    query = encoder.embed_texts(["red"])[0]
+    exact = refine_moment(encoder, moment, query, Sampling(), OperatingPoint())
+    assert exact.start_seconds == pytest.approx(11.3, abs=STEP_SECONDS / 2 + 0.1)
+    assert encoder.windows_seen <= 32
 
 
 def test_a_moment_of_a_file_that_is_gone_keeps_its_borders_and_says_so(index, tmp_path):

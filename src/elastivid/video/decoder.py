@@ -316,6 +316,8 @@ class Decoder:
                     codec.skip_frame = "DEFAULT" if complete else "NONREF"
                 yield from codec.decode(packet)
             yield from codec.decode(None)
+        except MemoryError as error:
+            raise VideoMemoryError(f"{self.path}: decoding it needs more memory than there is") from error
         except (av.error.FFmpegError, EOFError) as error:
             raise IndexMismatch(f"{self.path}: packets {first}..{stop - 1} do not decode ({error})") from error
         finally:

@@ -200,12 +200,12 @@ class Planner:
         return min(candidates, key=excess)
 
     def dearest(self, budget: Budget) -> Estimate:
-        """Everything the model has, in float32, run the way that `budget` would have it run."""
-        candidates = [r for r in self._runtimes(budget) if r.precision == "float32"]
-        native = self.sampling
+        """Everything the model has, in float32, run the way that spends the least of what `budget` limits first."""
+        native, name = self.sampling, next(iter(budget.limits()))
         tokens = self.subject.available_tokens(native.frames, native.size)
-        estimates = [self.estimate(native, tokens, self.subject.full_width, runtime) for runtime in candidates]
-        return min(estimates, key=lambda e: e.cost.milliseconds or 0.0)
+        ways = [runtime for runtime in self._runtimes(budget) if runtime.precision == "float32"]
+        estimates = [self.estimate(native, tokens, self.subject.full_width, runtime) for runtime in ways]
+        return min(estimates, key=lambda e: (e.spent(name) or 0.0) * (-1 if name == "realtime_factor" else 1))
 
     def estimate(self, sampling: Sampling, tokens: int, width: int, runtime: Runtime) -> Estimate:
         """Predicted cost of one candidate."""

@@ -1,0 +1,342 @@
+"""Do plans hold? 100 budgets for two models, drawn after profiling, each measured afresh; and every front plotted.
+
+    python benchmarks/plan.py profile          # measures the machine (under 5 minutes), keeps the profiles
+    python benchmarks/plan.py check nano       # draws budgets with a fresh seed, plans, measures
+    python benchmarks/plan.py check fluxvit/small
+    python benchmarks/plan.py page             # writes docs/benchmarks/plan.md and docs/images/plan-front.png
+
+The steps are apart because each wants the machine for itself for some minutes. What they find lies in the folder of
+`ELASTIVID_CACHE` (or the user's cache folder) until the page is written.
+
+Measured, per kind of limit: milliseconds through `Runner` (median of three calls and more); x realtime from a fresh
+measurement of reading and of `Runner` with the plan's workers; GMACs by torch's counter; MB by torch's allocator, once
+for a worker and times the workers. Overshoot and use are relative to the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import PAGES, machine, table, write_page
+from torch.profiler import ProfilerActivity, profile
+
+from elastivid.core.budget import Budget
+from elastivid.core.cost import measured_macs
+from elastivid.core.errors import BudgetError
+from elastivid.core.plan import Plan
+from elastivid.core.point import OperatingPoint, Runtime
+from elastivid.models.fluxvit import FluxViTConfig
+from elastivid.planning.plan import Estimate, Planner
+from elastivid.planning.prepare import profile_now, read_now
+from elastivid.planning.profile import cache_folder, load_profile, profiled_widths
+from elastivid.planning.reading import Source, load_reading, measure_reading
+from elastivid.planning.run import Runner
+from elastivid.planning.subject import describe
+
+MODELS = ("nano", "fluxvit/small")
+SOURCE = Source(320, 240)
+KINDS = {
+    "ms": ("milliseconds_per_clip", 1, 16),
+    "ms, batch 8": ("milliseconds_per_clip", 8, 6),
+    "x": ("realtime_factor", None, 12),
+    "gmacs": ("gmacs_per_clip", None, 8),
+    "MB": ("state_megabytes", None, 8),
+}
+FRAME = FluxViTConfig(embed_dim=768, num_heads=12, patch_size=16, num_frames=1, image_size=224)
+FRAMES = 8
+RSS_POINTS = [
+    ("nano", 1, 1152),
+    ("nano", 8, 256),
+    ("nano", 8, 1152),
+    ("fluxvit/small", 1, 2048),
+    ("fluxvit/small", 8, 512),
+]
+
+
+def kept(name: str) -> Path:
+    """Where a step leaves what it found."""
+    return cache_folder() / "benchmark-plan" / f"{name.replace('/', '-')}.json"
+
+
+def keep(name: str, values: Any) -> None:
+    """Leave it for the page."""
+    kept(name).parent.mkdir(parents=True, exist_ok=True)
+    kept(name).write_text(json.dumps(values, indent=1))
+
+
+def profile_step() -> None:
+    """Measure both models and reading, and a frame model of SigLIP 2's shape."""
+    seconds = {}
+    for name in MODELS:
+        started = time.perf_counter()
+        profile_now(describe(name))
+        seconds[name] = time.perf_counter() - started
+    started = time.perf_counter()
+    read_now()
+    seconds["reading"] = time.perf_counter() - started
+    model, frames = FRAME.build().eval(), torch.randn(FRAMES, 1, 3, 224, 224)
+    frame_ms = {}
+    for precision in ("float32", "bfloat16"):
+        with torch.inference_mode():
+            model.cast(precision)
+            frame_ms[precision] = 1e3 * min(timed(lambda: model(frames)) for _ in range(4))
+    keep("profile", {"seconds": seconds, "frame_ms": frame_ms})
+    print(seconds, frame_ms)
+
+
+def timed(run: Any) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def check_step(name: str) -> None:
+    """Draw budgets, plan them, measure the plans."""
+    subject = describe(name)
+    planner = Planner(subject, profile=load_profile(subject), reading=load_reading(), source=SOURCE)
+    seed = secrets.randbits(32)
+    rng = np.random.default_rng(seed)
+    reading = measure_reading()
+    model, rows = subject.build(), []
+    for kind, (field, batch, count) in KINDS.items():
+        cheap = planner.cheapest(Budget(**{field: 1e-9 if field != "realtime_factor" else 1e9}, batch=batch))
+        dear = planner.dearest(Budget(**{field: 1.0}, batch=batch))
+        ends = sorted(float(end.spent(field) or 0.0) for end in (cheap, dear))
+        floor = spent(as_plan(cheap, name), model, kind, planner, reading)
+        for limit in np.exp(rng.uniform(np.log(ends[0]), np.log(ends[1]), count)):
+            budget = Budget(**{field: float(limit)}, batch=batch)
+            row = {"kind": kind, "limit": float(limit), "cheapest": floor, "plan": None}
+            try:
+                plan = planner.plan(budget)
+            except BudgetError:
+                rows.append(row)
+                continue
+            row |= {"plan": json.loads(plan.to_json()), "measured": spent(plan, model, kind, planner, reading)}
+            print(kind, f"{limit:.4g} -> {row['measured']:.4g}", plan.point.tokens, plan.runtime.precision, flush=True)
+            rows.append(row)
+    keep(name, {"seed": seed, "rows": rows, "margin": planner.margin})
+
+
+def as_plan(estimate: Estimate, name: str) -> Plan:
+    """A candidate as something that `Runner` carries out."""
+    return Plan(estimate.sampling, estimate.point, estimate.runtime, estimate.cost, model=name)
+
+
+def spent(plan: Plan, model: Any, kind: str, planner: Planner, reading: Any) -> float:
+    """What a plan really takes, in the unit of its limit."""
+    sampling, runtime = plan.sampling, plan.runtime
+    shape = (runtime.batch, sampling.frames, 3, sampling.size, sampling.size)
+    if kind == "gmacs":
+        encoder = planner.subject.config.build().eval()
+        return measured_macs(lambda: encoder(torch.zeros(1, *shape[1:]), point=plan.point)) / 1e9
+    with Runner(plan, model) as runner:
+        if kind == "MB":
+            video = torch.randn(shape)
+            peak = peak_bytes(lambda: runner.executor.embed_clips(video, point=plan.point)) + video.nbytes
+            return peak * runtime.workers / 1e6
+        video = torch.randn(runtime.batch * runtime.workers, *shape[1:])
+        times = [runner.embed_clips(video).measured.milliseconds or 0.0]
+        if times[0] * len(video) < 4000:
+            wanted = 3 if times[0] * len(video) > 200 else 7
+            times = [runner.embed_clips(video).measured.milliseconds or 0.0 for _ in range(wanted)]
+    milliseconds = statistics.median(times)
+    if kind != "x":
+        return milliseconds
+    seconds = reading.seconds_per_second(planner.source, sampling)
+    return 1.0 / (seconds + milliseconds / 1e3 / sampling.stride_seconds)
+
+
+def peak_bytes(run: Any) -> int:
+    """Most bytes of torch's allocator at the same time, above what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return int(np.cumsum([event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())]).max())
+
+
+def rss_step(name: str, batch: int, tokens: int) -> float:
+    """Peak resident MB above those of the loaded, warmed-up process. Call it in a process of its own."""
+    subject = describe(name)
+    runtime = Runtime(batch=batch, threads=torch.get_num_threads())
+    estimate = Planner(subject).estimate(Planner(subject).sampling, tokens, subject.full_width, runtime)
+    plan = as_plan(estimate, name)
+    with Runner(plan, subject.build()) as runner:
+        runner.embed_clips(torch.randn(1, 2, 3, subject.size, subject.size))
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        runner.embed_clips(torch.randn(batch, subject.frames, 3, subject.size, subject.size))
+        return (status("VmHWM") - before) / 1e3
+
+
+def status(name: str) -> int:
+    """Kilobytes of a line of the process's status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+# the page
+
+
+def outcome_rows() -> list[list[str]]:
+    """Share within budget, overshoot and use per model and kind, beside always taking the cheapest plan."""
+    rows = []
+    for name in MODELS:
+        found = json.loads(kept(name).read_text())["rows"]
+        for kind in [*KINDS, "all"]:
+            some = [row for row in found if kind in (row["kind"], "all")]
+            planned = [row for row in some if row["plan"]]
+            ours = [ratio(row["kind"], row["measured"], row["limit"]) for row in planned]
+            floor = [ratio(row["kind"], row["cheapest"], row["limit"]) for row in some]
+            rows.append([f"{name}, {kind}", str(len(some)), str(len(some) - len(planned)), *summary(ours)])
+            if kind == "all":
+                rows.append([f"{name}, always the cheapest", str(len(some)), "-", *summary(floor)])
+    return rows
+
+
+def ratio(kind: str, measured: float, limit: float) -> float:
+    """Part of the budget that was spent."""
+    return limit / measured if kind == "x" else measured / limit
+
+
+def summary(ratios: list[float]) -> list[str]:
+    """Share within, 95th percentile of the overshoot, median use."""
+    over = np.maximum(np.array(ratios) - 1.0, 0.0)
+    within = f"{np.mean(over == 0):.0%}"
+    return [within, f"{np.quantile(over, 0.95):.1%}", f"{np.median(ratios):.0%}"]
+
+
+def profile_rows() -> list[list[str]]:
+    """How long profiling took and how far each point is off when it is left out."""
+    seconds = json.loads(kept("profile").read_text())["seconds"]
+    rows = []
+    for name in MODELS:
+        found = load_profile(describe(name))
+        assert found is not None
+        errors = np.abs(found.errors)
+        shares = [f"{np.median(errors):.1%}", f"{np.quantile(errors, 0.9):.1%}", f"{found.margin:.1%}"]
+        rows.append([name, str(len(found.rows)), f"{seconds[name]:.0f} s", *shares])
+    rows.append(["reading", str(len(load_reading().rows)), f"{seconds['reading']:.0f} s", "-", "-", "-"])  # type: ignore[union-attr]
+    rows.append(["together", "", f"{sum(seconds.values()):.0f} s", "", "", ""])
+    return rows
+
+
+def memory_rows() -> list[list[str]]:
+    """Predicted peaks beside the allocator's and the process's, from the checks and in fresh processes."""
+    rows = []
+    for name in MODELS:
+        found = [row for row in json.loads(kept(name).read_text())["rows"] if row["kind"] == "MB" and row["plan"]]
+        errors = [abs(row["plan"]["cost"]["activation_bytes"] / 1e6 / row["measured"] - 1) for row in found]
+        rows.append([f"{name}, {len(errors)} plans", "allocator", f"{np.median(errors):.1%}", f"{max(errors):.1%}", ""])
+    for name, batch, tokens in RSS_POINTS:
+        command = [sys.executable, __file__, "rss", name, "--batch", str(batch), "--tokens", str(tokens)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        resident, subject = float(done.stdout.split()[-1]), describe(name)
+        point, runtime = OperatingPoint(tokens=tokens), Runtime(batch=batch)
+        predicted = subject.activation_bytes(subject.frames, subject.size, point, runtime) / 1e6
+        difference = f"{predicted / resident - 1:+.0%}"
+        rows.append(
+            [
+                f"{name}, {tokens} tokens, batch {batch}",
+                f"resident {resident:.0f} MB",
+                difference,
+                "",
+                f"{predicted:.0f} MB",
+            ]
+        )
+    return rows
+
+
+def plot() -> None:
+    """GMACs and milliseconds against tokens, a line per width; the frame-pooled model as the line to beat."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    frame_ms = json.loads(kept("profile").read_text())["frame_ms"]
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8.5), sharex="row")
+    for line, name in zip(axes, MODELS, strict=True):
+        subject = describe(name)
+        found = load_profile(subject)
+        assert found is not None
+        everything = subject.available_tokens(subject.frames, subject.size)
+        counts = np.unique(np.geomspace(32, everything, 40).astype(int))
+        for width, colour in zip(profiled_widths(subject), ("#7fb3d5", "#2e86c1", "#1b4f72"), strict=False):
+            points = [OperatingPoint(tokens=int(count), width=width) for count in counts]
+            label = f"width {width}" + ("" if width in subject.trained_widths else " (cost only: not trained)")
+            gmacs = [subject.cost(subject.frames, subject.size, point).gmacs for point in points]
+            line[0].plot(counts, gmacs, color=colour, label=label)
+            for place, precision in ((1, "float32"), (2, "bfloat16")):
+                way = Runtime(threads=torch.get_num_threads(), precision=precision)
+                times = [found.predict(subject.frames, subject.size, point, way) for point in points]
+                line[place].plot(counts, times, color=colour, label=label)
+                rows = [r for r in found.rows if r.runtime == way and r.width == width]
+                rows = [r for r in rows if (r.frames, r.size) == (subject.frames, subject.size)]
+                line[place].plot([r.tokens for r in rows], [r.milliseconds for r in rows], "o", color=colour, ms=5)
+        pooled = FRAMES * FRAME.cost(frames=1, size=224).gmacs
+        titles = ("GMACs", "ms, float32, one clip", "ms, bfloat16, one clip")
+        for axis, title, limit in zip(line, titles, (pooled, frame_ms["float32"], frame_ms["bfloat16"]), strict=True):
+            axis.axhline(limit, color="#c0392b", ls="--", label=f"{FRAMES} frames, SigLIP 2 base shape: {limit:.0f}")
+            axis.set(xscale="log", yscale="log", title=f"{name}: {title}", xlabel="tokens kept")
+            axis.grid(alpha=0.3, which="both")
+            axis.legend(fontsize=8)
+    figure.suptitle("What a clip costs: lines are predicted, dots measured", fontsize=12)
+    figure.tight_layout()
+    figure.savefig(PAGES.parent / "images" / "plan-front.png", dpi=110)
+
+
+def page_step() -> None:
+    """Write the page from what the other steps found."""
+    plot()
+    seeds = ", ".join(f"{name} {json.loads(kept(name).read_text())['seed']}" for name in MODELS)
+    heads = ["budgets", "drawn", "refused", "within budget", "95th percentile of the overshoot", "median use"]
+    write_page(
+        "plan",
+        "# Plans: do they hold?",
+        f"{machine()} Written by the steps of `python benchmarks/plan.py`, run with priority over other programs.",
+        "## Budgets drawn after profiling",
+        "Log-uniform between the cheapest and the dearest point of a model; seeds drawn after profiling: "
+        f"{seeds}. Goals: 95 % within, overshoot 10 %, use 75 %. Video for x realtime: {SOURCE}. Each plan was "
+        "measured afresh. A refusal lies within the margin of the cheapest plan.",
+        table(heads, outcome_rows()),
+        "![GMACs and milliseconds against tokens and width](../images/plan-front.png)",
+        "Dashed: 8 frames, each through a model of the shape of SigLIP 2 base (12 blocks, 768 channels, 196 tokens), "
+        "pooled; its time is that of a FluxViT of these sizes.",
+        "## Profiling",
+        "Error of each measured point when it is predicted from all others; the margin is the 95th percentile of the "
+        "slower side. Goal: both models within 5 minutes.",
+        table(["what", "points", "took", "median error", "1 in 10 above", "margin"], profile_rows()),
+        "## Memory above the weights, input included",
+        "Plans: predicted against the peak of torch's allocator (goal 15 %). Resident: peak of a fresh process above "
+        "what it held after loading and one small call; it also holds what the allocator does not give back and the "
+        "scratch memory of kernels.",
+        table(["what", "measured", "median difference", "largest", "predicted"], memory_rows()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("step", choices=("profile", "check", "page", "rss"))
+    parser.add_argument("model", nargs="?", default="nano")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=256)
+    wanted = parser.parse_args()
+    if wanted.step == "rss":
+        print(rss_step(wanted.model, wanted.batch, wanted.tokens))
+    else:
+        {"profile": profile_step, "check": lambda: check_step(wanted.model), "page": page_step}[wanted.step]()
+
+
+if __name__ == "__main__":
+    main()

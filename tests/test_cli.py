@@ -37,6 +37,7 @@ COMMANDS = {
         "--limit-seconds",
         "--limit-memory",
         "--engine",
+        "--budget",
     },
     "duplicates": {"--json", "--index"},
     "search": {

@@ -183,7 +183,9 @@ def test_realtime_needs_what_frames_and_pixels_need():
 def test_sources_are_read_and_refused():
     assert Source.parse("1920x1080") == Source(1920, 1080, 30.0)
     assert Source.parse("640X360@23.976") == Source(640, 360, 23.976)
-    assert Source.of([]) == Source()
+    assert Source.typical([]) == Source()
+    videos = [(1920, 1080, 25.0), (320, 240, None), (640, 360, 50.0)]
+    assert Source.typical(videos) == Source(640, 360, 37.5)
     for text in ("", "1080p", "0x4", "640x360@0", "640x360@nan", "axb"):
         with pytest.raises(BudgetError, match="cannot read the video"):
             Source.parse(text)

@@ -113,6 +113,7 @@ def index(
         int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 4096].")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster or on Ray on this machine.")] = "local",
+    budget: Annotated[str | None, typer.Option(help="What may be spent, such as 20x or 1gmacs; see plan.")] = None,
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
     from elastivid.app.engines import engine_named, limits_of
@@ -129,6 +130,14 @@ def index(
         full_hash=full_hash or None,
     )
     limits, how = limits_of(limit_seconds, limit_memory), engine_named(engine)
+    planned = None
+    if budget is not None:
+        from elastivid.app.plan import line_of_index_plan
+        from elastivid.app.progress import show_measuring
+
+        with interruptible("nothing was indexed yet"), show_measuring() as measuring:
+            planned = library.plan(sources, budget, progress=measuring)
+        print(line_of_index_plan(planned))
     with interruptible("finished files are kept, run the same command to go on"), show_progress() as progress:
         report = library.add(
             sources,
@@ -138,6 +147,7 @@ def index(
             limits=limits,
             allow_url=allow_url,
             engine=how,
+            plan=planned,
         )
     print("\n".join(lines_of_add(report, library)))
 

@@ -47,6 +47,17 @@ def lines_of_plan(plan: Plan, planner: Planner, budget: Budget) -> list[str]:
     return lines
 
 
+def line_of_index_plan(plan: Plan) -> str:
+    """What an index within a budget will read and spend, in one line."""
+    sampling, parts = plan.sampling, []
+    parts.append(f"{sampling.frames} frames of {sampling.size} px every {sampling.stride_seconds:g} s")
+    parts.append(sampling.decode + " decoding")
+    parts.append(f"{plan.point.tokens or 'all'} tokens" + (f", width {plan.point.width}" if plan.point.width else ""))
+    parts += [plan.runtime.precision, format_macs(plan.cost.macs) + " per window"]
+    predicted = "" if plan.realtime_factor is None else f"; {plan.realtime_factor:.0f}x realtime predicted"
+    return f"plan {plan.fingerprint} within {plan.budget}: {', '.join(parts)}{predicted}"
+
+
 def plan_as_json(plan: Plan, planner: Planner) -> str:
     """The plan as `Plan.from_json` reads it, with what the profile knows of its own error beside it."""
     content: dict[str, Any] = {"plan": json.loads(plan.to_json()), "profile": None}

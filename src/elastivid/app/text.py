@@ -46,6 +46,12 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
             f"time: loading the model {span(spent.load_seconds)}, storing {span(spent.store_seconds)}; side by side, "
             f"summed over threads: decoding {span(spent.decode_seconds)}, encoding {span(spent.encode_seconds)}"
         )
+        if report.plan is not None and report.plan.realtime_factor is not None:
+            without_loading = report.video_seconds / max(report.elapsed_seconds - spent.load_seconds, 1e-9)
+            lines.append(
+                f"budget {report.plan.budget}: planned {report.plan.realtime_factor:.0f}x, "
+                f"took {without_loading:.0f}x realtime without loading the model"
+            )
     lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]
     if len(report.unlisted) > SHOWN_BAD_FILES:
         lines.append(f"trouble: and {len(report.unlisted) - SHOWN_BAD_FILES} more folders")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from elastivid.core.budget import Budget
@@ -87,7 +88,7 @@ def profile_now(subject: Subject, *, seconds: float = SECONDS, progress: Progres
 
     from elastivid.planning.meter import RealMeter
 
-    ways = ways_of_running(torch.get_num_threads())
+    ways = ways_of_running(torch.get_num_threads(), os.cpu_count())
     profile = measure(subject, RealMeter(subject), runtimes=ways, seconds=seconds, progress=progress)
     save_profile(profile)
     return profile

@@ -209,13 +209,21 @@ def profiled_widths(subject: Subject) -> tuple[int, ...]:
     return (*sorted({full // heads * count for count in kept if count < heads}), full)
 
 
-def ways_of_running(cores: int, *, precisions: Iterable[str] = ("float32", "bfloat16")) -> list[Runtime]:
-    """Latency on one, some and all threads; throughput on all threads together and on workers of one thread each."""
+def ways_of_running(
+    cores: int, workers: int | None = None, *, precisions: Iterable[str] = ("float32", "bfloat16")
+) -> list[Runtime]:
+    """Latency on one, some and all threads; throughput on all threads together and on workers of one thread each.
+
+    Args:
+        cores: threads that torch uses.
+        workers: batches that indexing embeds at the same time; `None` is one per core.
+        precisions: of the weights.
+    """
     threads = sorted({1, min(4, cores), cores})
     ways = [Runtime(threads=count) for count in threads]
     ways.append(Runtime(threads=cores, batch=THROUGHPUT_BATCH))
-    if cores > 1:
-        ways.append(Runtime(threads=1, workers=cores, batch=THROUGHPUT_BATCH))
+    beside = Runtime(threads=1, workers=workers or cores, batch=THROUGHPUT_BATCH)
+    ways += [beside] if beside not in ways else []
     return [replace(way, precision=precision) for precision in precisions for way in ways]
 
 

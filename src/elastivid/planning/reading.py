@@ -10,13 +10,13 @@ stream. Other codecs cost up to a few times more: what is stated is a typical fi
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from elastivid.core.errors import BudgetError, PlanError
 from elastivid.core.point import Sampling
 from elastivid.planning.profile import cache_folder, machine_key, write_atomically
 from elastivid.video.reader import VideoReader
-
-if TYPE_CHECKING:
-    from elastivid.video.source import VideoMetadata
 
 SIZES = ((320, 240), (1280, 720), (1920, 1080))
 FPS = 30
@@ -72,13 +69,13 @@ class Source:
         return source
 
     @classmethod
-    def of(cls, videos: list[VideoMetadata]) -> Source:
-        """The typical one of several files: medians of pixels and frame rate; the default for none."""
+    def typical(cls, videos: list[tuple[int, int, float | None]]) -> Source:
+        """The typical one of several (width, height, frames per second): medians; the default for none."""
         if not videos:
             return cls()
-        middle = sorted(videos, key=lambda video: video.width * video.height)[len(videos) // 2]
-        rates = [video.average_fps for video in videos if video.average_fps]
-        return cls(middle.width, middle.height, float(np.median(rates)) if rates else 30.0)
+        width, height, _ = sorted(videos, key=lambda video: video[0] * video[1])[len(videos) // 2]
+        rates = [rate for *_, rate in videos if rate]
+        return cls(width, height, float(np.median(rates)) if rates else 30.0)
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height} at {self.fps:g} frames/s"
@@ -157,8 +154,6 @@ def _distinct_per_second(sampling: Sampling) -> float:
 
 def measure_reading(progress: Callable[[float, float, str], None] | None = None) -> Reading:
     """Render the reference clips, read them, time the transform. About ten seconds."""
-    import torch
-
     report = progress or (lambda done, total, what: None)
     rows = []
     with tempfile.TemporaryDirectory(prefix="elastivid-") as folder:
@@ -168,7 +163,7 @@ def measure_reading(progress: Callable[[float, float, str], None] | None = None)
             render_reference(path, width, height)
             rows.append(_measure_file(path, width, height))
     report(len(SIZES), len(SIZES) + 1, "transform")
-    return Reading(machine_key(), tuple(rows), _measure_transform(), torch.get_num_threads())
+    return Reading(machine_key(), tuple(rows), _measure_transform(), os.cpu_count() or 1)
 
 
 def _measure_file(path: Path, width: int, height: int) -> ReadingRow:

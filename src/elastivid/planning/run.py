@@ -59,7 +59,7 @@ class Executor:
         self._prepare()
 
     def _prepare(self) -> None:
-        run = self.cast.embed_clips if isinstance(self.cast, DualEncoder) else self.cast
+        run = self.cast if isinstance(self.cast, VideoEncoder) else self.cast.embed_clips
         self._run: Any = torch.compile(run, dynamic=False) if self.runtime.compiled else run
 
     def running(self, runtime: Runtime) -> Executor:

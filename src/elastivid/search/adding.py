@@ -23,6 +23,7 @@ from elastivid.search.writer import Seen, Writer
 from elastivid.video.source import Limits
 
 if TYPE_CHECKING:
+    from elastivid.core.plan import Plan
     from elastivid.search.index import AddReport, Index
     from elastivid.search.store import Settings
 
@@ -35,11 +36,13 @@ class Means:
         limits: what reading one of them may cost.
         allow_url: whether http and https addresses are read.
         engine: what turns files into vectors.
+        plan: the plan that is carried out, for the report.
     """
 
     limits: Limits = field(default_factory=Limits)
     allow_url: bool = False
     engine: Engine = Pipeline
+    plan: Plan | None = None
 
 
 class Adding:
@@ -151,6 +154,7 @@ class Adding:
             video_seconds=self._pipeline.video_seconds if self._pipeline else 0.0,
             elapsed_seconds=time.perf_counter() - self._started,
             spent=spent,
+            plan=self._means.plan,
         )
 
     def _records_at(self, paths: list[str]) -> list[tuple[str, FileRecord]]:

@@ -34,7 +34,9 @@ from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
 
 if TYPE_CHECKING:
+    from elastivid.core.budget import Budget
     from elastivid.core.cost import Cost
+    from elastivid.core.plan import Plan
     from elastivid.search.indexing import Engine, Progress, Spent
     from elastivid.search.prints import Duplicates
     from elastivid.search.prune import Prunable
@@ -79,6 +81,7 @@ class AddReport:
         video_seconds: duration of what was read.
         elapsed_seconds: wall time.
         spent: where the time went.
+        plan: the plan that was carried out, if a budget was given.
     """
 
     indexed: int
@@ -92,6 +95,7 @@ class AddReport:
     video_seconds: float
     elapsed_seconds: float
     spent: Spent
+    plan: Plan | None = None
 
     @property
     def x_realtime(self) -> float:
@@ -109,6 +113,7 @@ class AddReport:
             "elapsed_seconds": round(self.elapsed_seconds, 3),
             "x_realtime": round(self.x_realtime, 1),
             **{name: round(value, 3) for name, value in asdict(self.spent).items()},
+            **({} if self.plan is None else {"budget": self.plan.budget, "plan": self.plan.fingerprint}),
         }
 
 
@@ -220,6 +225,28 @@ class Index:
 
     # adding
 
+    def plan(
+        self,
+        sources: str | Path | Iterable[str | Path],
+        budget: Budget | str,
+        *,
+        progress: Callable[[float, float, str], None] | None = None,
+    ) -> Plan:
+        """What a budget buys for adding `sources`, see `elastivid.search.planned`; `add` carries it out.
+
+        The first budget that limits time measures this machine for about two minutes; `progress` is called meanwhile
+        with seconds done, seconds in all, and what is measured.
+
+        Raises:
+            BudgetError: the budget cannot be read or kept; the message names the cheapest plan there is.
+            LibraryError: a source does not exist.
+        """
+        from elastivid.core.budget import Budget
+        from elastivid.search.planned import plan_for_index
+
+        roots = roots_of([sources] if isinstance(sources, str | Path) else sources)
+        return plan_for_index(self, roots, Budget.parse(budget) if isinstance(budget, str) else budget, progress)
+
     def add(
         self,
         sources: str | Path | Iterable[str | Path],
@@ -230,6 +257,8 @@ class Index:
         limits: Limits | None = None,
         allow_url: bool = False,
         engine: Engine | None = None,
+        budget: Budget | str | None = None,
+        plan: Plan | None = None,
     ) -> AddReport:
         """Bring the index up to date with folders or files: only new and changed files are read.
 
@@ -246,8 +275,12 @@ class Index:
             limits: what reading one file may cost; a file beyond them is reported, and the others are read.
             allow_url: also read addresses of single videos. Nothing is fetched otherwise.
             engine: what turns files into vectors; None takes `elastivid.search.indexing.Pipeline`, this machine.
+            budget: what may be spent, such as "20x": decides what a new index reads and spends on a window, and how the
+                model runs.
+            plan: instead of a budget, what `plan` returned for it.
 
         Raises:
+            BudgetError: the budget cannot be kept.
             LibraryError: a source does not exist or is an address that is not allowed, the index was made by another
                 model, or the disk is full.
             WorkerError: processes that read files cannot be started.
@@ -257,7 +290,10 @@ class Index:
         from elastivid.video.source import Limits
 
         roots = roots_of([sources] if isinstance(sources, str | Path) else sources)
-        means = Means(limits or Limits(), allow_url, engine or Pipeline)
+        plan = self.plan(roots, budget) if budget is not None else plan
+        if plan is not None:
+            engine = self._engine_of(plan, engine)
+        means = Means(limits or Limits(), allow_url, engine or Pipeline, plan)
         return Adding(self, progress, notify, means).run(roots, retry_failed)
 
     # keeping
@@ -329,6 +365,17 @@ class Index:
         after = self._settings_of_model(self._store.settings())
         reading = Reading(after.sampling, transform=transform_of(self._encoder))
         return Reindexing(self._store, self._encoder, after, reading, progress, notify).run(drop_old)
+
+    def _engine_of(self, plan: Plan, engine: Engine | None) -> Engine:
+        """What carries out `plan`, whose sampling and point a new index takes over."""
+        from elastivid.search.planned import PlannedPipeline
+
+        if engine is not None:
+            raise LibraryError("a plan says how this machine runs; leave out either the budget or the engine")
+        self._wanted = replace(self._wanted, sampling=plan.sampling, point=plan.point)
+        if self._store.exists:
+            self._wanted.require_fit(self._store.settings(), self.path)
+        return PlannedPipeline(plan)
 
     # searching
 

@@ -1,0 +1,129 @@
+"""Indexing within a budget: a plan for an index, and the engine that carries it out.
+
+An index has one sampling and one operating point, because scores of windows that were given different amounts of work
+do not compare well. So a budget chooses both for a new index; for an existing one only how the model runs is left to
+choose, and a budget that this cannot keep is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from elastivid.core.budget import Budget
+from elastivid.core.errors import BudgetError
+from elastivid.core.plan import Plan
+from elastivid.core.point import Runtime
+from elastivid.planning.plan import Fixed
+from elastivid.planning.prepare import planner_for
+from elastivid.planning.reading import Source
+from elastivid.planning.subject import describe
+from elastivid.search.indexing import BATCH_WINDOWS, ENCODER_THREADS, Commit, Pipeline, Progress
+from elastivid.search.library import find_videos
+from elastivid.search.reading import Reading
+
+if TYPE_CHECKING:
+    from elastivid.core.point import OperatingPoint
+    from elastivid.search.index import Encoder, Index
+
+PROBED = 8
+PROBE_SECONDS = 30.0
+PROBE = """
+import json, sys
+from elastivid.video.errors import VideoError
+from elastivid.video.reader import VideoReader
+for path in sys.argv[1:]:
+    try:
+        with VideoReader(path) as reader:
+            found = reader.metadata
+            print(json.dumps([found.width, found.height, found.average_fps]), flush=True)
+    except (VideoError, OSError):
+        pass
+"""
+
+
+def plan_for_index(
+    index: Index, roots: list[str], budget: Budget, progress: Callable[[float, float, str], None] | None = None
+) -> Plan:
+    """The plan within `budget` for adding `roots` to an index; measures this machine where that is needed.
+
+    Args:
+        index: new or existing.
+        roots: what will be added; the files there tell what decoding costs.
+        budget: milliseconds are those of a window when windows are embedded side by side, as indexing does.
+        progress: called while measuring.
+
+    Raises:
+        BudgetError: nothing keeps the budget, or the budget states a batch that indexing does not have.
+        UnknownNameError, PlanError: the model cannot be planned.
+    """
+    if budget.batch not in (None, BATCH_WINDOWS):
+        raise BudgetError(f"indexing embeds {BATCH_WINDOWS} windows at a time, got batch {budget.batch}; leave it out")
+    if index._wanted.encoder is not None:
+        raise BudgetError("a budget needs a model that is named, not an encoder object; pass its sampling and point")
+    made_with = index.settings if index._store.exists else None
+    way = Runtime(threads=1, batch=BATCH_WINDOWS, workers=ENCODER_THREADS)
+    sampling = made_with.sampling if made_with else index._wanted.sampling
+    point = made_with.point if made_with else index._wanted.point
+    fixed = Fixed(sampling=sampling is not None, size=True, point=point, way=way)
+    planner = planner_for(
+        describe(index._model_name),
+        budget,
+        sampling=sampling,
+        source=typical_source(roots),
+        fixed=fixed,
+        progress=progress,
+    )
+    try:
+        return planner.plan(budget)
+    except BudgetError as error:
+        if made_with is None:
+            raise
+        raise BudgetError(
+            f"{error}; the index was made with these frames and tokens, and only precision is left to choose: allow "
+            "more, or index into another path"
+        ) from error
+
+
+def typical_source(roots: list[str]) -> Source:
+    """What is typical of the videos under `roots`: headers of up to eight, read in a process that may die alone."""
+    found, _ = find_videos(roots)
+    chosen = [file.path for file in found[:: max(1, len(found) // PROBED)]][:PROBED]
+    if not chosen:
+        return Source()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, *chosen], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
+        )
+        text = done.stdout
+    except subprocess.TimeoutExpired as late:
+        text = late.stdout.decode() if isinstance(late.stdout, bytes) else ""
+    return Source.typical([tuple(json.loads(line)) for line in text.splitlines() if line.endswith("]")])
+
+
+class PlannedPipeline:
+    """An engine for `Index.add`: the pipeline of this machine with the model in the precision of a plan.
+
+    Args:
+        plan: how the model runs.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __call__(
+        self,
+        encoder: Encoder,
+        reading: Reading,
+        point: OperatingPoint,
+        commit: Commit,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Pipeline:
+        """A pipeline; the weights are cast once, here."""
+        from elastivid.planning.run import Executor
+
+        executor = Executor(encoder, self.plan.runtime)  # type: ignore[arg-type]
+        return Pipeline(executor, reading, point, commit, progress)

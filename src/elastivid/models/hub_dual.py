@@ -178,7 +178,8 @@ class HubDual(DualEncoder):
         ids = [entry.ids for entry in self.tokenizer.encode_batch(printable)]
         if not ids:
             return torch.zeros(0, self.dim)
-        out = self.text_tower()(input_ids=torch.tensor(ids))
+        tower = self.text_tower()
+        out = tower(input_ids=torch.tensor(ids, device=next(tower.parameters()).device))
         return F.normalize(getattr(out, self.family.text_field), dim=-1)
 
     def has_word(self, word: str) -> bool:
@@ -238,7 +239,7 @@ class HubDual(DualEncoder):
             rows, columns = frames.shape[2] // p, frames.shape[3] // p
             grid = frames.unflatten(3, (columns, p)).unflatten(2, (rows, p))  # (B, 3, h, p, w, p)
             patches = grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, h*w, p*p*3)
-            shapes = torch.tensor([[rows, columns]]).expand(len(frames), -1)
+            shapes = torch.tensor([[rows, columns]], device=frames.device).expand(len(frames), -1)
             out = self.vision_tower()(pixel_values=patches, pixel_attention_mask=None, spatial_shapes=shapes)
         else:
             out = self.vision_tower()(pixel_values=frames)

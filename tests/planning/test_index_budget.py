@@ -19,6 +19,7 @@ from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.planning.profile import save_profile
 from elastivid.planning.reading import save_reading
 from elastivid.planning.subject import describe
+from elastivid.search.indexing import Pipeline
 from elastivid.search.planned import typical_source
 from elastivid.search.records import LibraryError
 
@@ -81,6 +82,7 @@ def test_refuses_what_cannot_be_planned(videos, tmp_path):
     index = ev.Index.open(tmp_path / "library.ev")
     with pytest.raises(BudgetError, match="indexing embeds 8 windows at a time, got batch 3"):
         index.plan(videos, "20x, batch 3")
+    assert index._engine_of(index.plan(videos, "20x"), Pipeline)  # what the command line passes for engine "local"
     with pytest.raises(LibraryError, match="leave out either the budget or the engine"):
         index.add(videos, budget="20x", engine=object())
     with pytest.raises(BudgetError, match="a budget needs a model that is named"):

@@ -103,7 +103,7 @@ def test_tokens_are_given_up_before_width_and_width_before_frames(elastic_planne
     reduced = find(planner, "1.3ms")
     assert reduced.point.width is None
     assert reduced.sampling.frames * reduced.sampling.size**2 < 8 * 168**2
-    assert reduced.reasons["sampling"].startswith("reduced: 8 frames of 168 px, exact, mean")
+    assert reduced.reasons["sampling"].startswith("reduced: 8 frames of 168 px with exact decoding would")
 
 
 def test_widths_are_used_only_where_the_weights_say_they_were_trained(planner, elastic_planner):

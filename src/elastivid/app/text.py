@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from elastivid.search.index import AddReport, Index
 
 SHOWN_BAD_FILES = 20
+SHORT_RUN_SECONDS = 20.0
 
 
 def short_path(path: str) -> str:
@@ -51,6 +52,7 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
             lines.append(
                 f"budget {report.plan.budget}: planned {report.plan.realtime_factor:.0f}x, "
                 f"took {without_loading:.0f}x realtime without loading the model"
+                + (" (short runs are mostly starting up)" if report.elapsed_seconds < SHORT_RUN_SECONDS else "")
             )
     lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]
     if len(report.unlisted) > SHOWN_BAD_FILES:

@@ -28,6 +28,7 @@ from elastivid.planning.reading import Reading, Source
 from elastivid.planning.subject import ITEM_BYTES, Front, Subject, require_axes
 
 TOKEN_STEP = 8
+BUSY = 0.25  # a margin above this comes from a machine that was disturbed while it was measured
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 SIZE_SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2)
 LEAST_SHARE = 0.25  # of the native patches; smaller grids come after giving up exact decoding
@@ -372,8 +373,10 @@ class Planner:
         )
         if smaller:
             least = self.estimate(self.sampling, self._fewest(self.sampling), self._widths[0], chosen.runtime)
-            what = f"{self.sampling.frames} frames of {self.sampling.size} px, {self.sampling.decode}"
-            reasons["sampling"] = f"reduced: {what}, mean {_first(least.broken(budget, self.margin))} at the least"
+            what = f"{self.sampling.frames} frames of {self.sampling.size} px with {self.sampling.decode} decoding"
+            reasons["sampling"] = (
+                f"reduced: {what} would mean {_first(least.broken(budget, self.margin))}, even with the fewest tokens"
+            )
         else:
             given = self.fixed.sampling and subject.reads_any_grid
             reasons["sampling"] = "as it was given" if given else "the grid the model was made for"
@@ -391,6 +394,7 @@ class Planner:
             reasons["margin"] = (
                 f"times stay {self.margin:.1%} below limits: of {len(self.profile.errors)} measured points that the "
                 "profile predicted from the others, 1 in 20 took longer than that"
+                + ("; the machine was busy then, so profile it again" if self.margin > BUSY else "")
             )
             if self.profile.is_extrapolated(sampling.frames, sampling.size, chosen.point, chosen.runtime):
                 reasons["extrapolated"] = "the point is dearer than any that was measured; trust its time less"

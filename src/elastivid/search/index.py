@@ -368,9 +368,10 @@ class Index:
 
     def _engine_of(self, plan: Plan, engine: Engine | None) -> Engine:
         """What carries out `plan`, whose sampling and point a new index takes over."""
+        from elastivid.search.indexing import Pipeline
         from elastivid.search.planned import PlannedPipeline
 
-        if engine is not None:
+        if engine not in (None, Pipeline):
             raise LibraryError("a plan says how this machine runs; leave out either the budget or the engine")
         self._wanted = replace(self._wanted, sampling=plan.sampling, point=plan.point)
         if self._store.exists:

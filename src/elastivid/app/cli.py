@@ -315,17 +315,14 @@ def reindex(
     licence: LicenceOption = "any",
 ) -> None:
     """Move an index to another model. Searches use the old one until all is done; run it again to go on."""
+    from elastivid.app.interrupts import interruptible
     from elastivid.app.progress import show_progress
     from elastivid.app.reindex import lines_of_reindex
     from elastivid.search.index import Index
 
     library = Index.open(path, model=model, allow_download=allow_download, licence=licence)
-    try:
-        with show_progress() as progress:
-            report = library.reindex(progress=progress, notify=_notify, drop_old=drop_old)
-    except KeyboardInterrupt:
-        print("\nelastivid: interrupted; finished files are kept, run the same command to go on", file=sys.stderr)
-        raise typer.Exit(130) from None
+    with interruptible("finished files are kept, run the same command to go on"), show_progress() as progress:
+        report = library.reindex(progress=progress, notify=_notify, drop_old=drop_old)
     print("\n".join(lines_of_reindex(report)))
 
 
@@ -357,8 +354,10 @@ def demo(
 ) -> None:
     """Render a sample library, index it, search it, write report.html."""
     from elastivid.app.demo import run_demo
+    from elastivid.app.interrupts import interruptible
 
-    run_demo(output, videos=videos, queries=query or [], count=count)
+    with interruptible("what is finished is kept, run the same command to go on"):
+        run_demo(output, videos=videos, queries=query or [], count=count)
 
 
 def _sampling(decode: str | None) -> Sampling | None:

@@ -156,6 +156,15 @@ def test_metadata_names_widths_tokens_and_fronts(nano, monkeypatch):
             describe("nano")
 
 
+def test_a_model_cut_to_some_channels_has_no_more():
+    subject = describe("fluxvit/tiny")
+    cut = replace(subject, config=replace(subject.config, widths=(24, 24, 12)), trained_widths=(24,), _costs={})
+    assert cut.full_width == 24
+    assert profiled_widths(cut) == (24,)
+    assert all(point.width is None for *_, point in grid_points(cut))
+    assert cut.cost(8, 70, OperatingPoint()).macs < subject.cost(8, 70, OperatingPoint()).macs
+
+
 @pytest.mark.parametrize("address", ["nanoo", "fluxvit", "fluxvit/huge", "nosuch/tiny"])
 def test_unknown_models_are_named(address):
     with pytest.raises(UnknownNameError, match="unknown"):

@@ -202,7 +202,8 @@ def grid_points(subject: Subject) -> list[tuple[int, int, OperatingPoint]]:
 
 def profiled_widths(subject: Subject) -> tuple[int, ...]:
     """Widths that are measured: those it was trained at, else thirds of its heads; ascending, full width last."""
-    if len(subject.trained_widths) > 1 or "width" not in subject.axes:
+    cut = getattr(subject.config, "widths", None)  # a model that holds only some channels
+    if len(subject.trained_widths) > 1 or "width" not in subject.axes or cut:
         return subject.trained_widths
     heads, full = int(subject.config.num_heads), subject.full_width
     kept = {max(1, round(heads * share)) for share in (1 / 3, 2 / 3)}

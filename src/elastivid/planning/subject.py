@@ -80,8 +80,8 @@ class Subject:
 
     @property
     def full_width(self) -> int:
-        """All channels."""
-        return int(self.config.embed_dim)
+        """All channels that the model holds; the most of a block where blocks differ."""
+        return int(max(getattr(self.config, "widths", None) or (self.config.embed_dim,)))
 
     @property
     def reads_any_grid(self) -> bool:
@@ -191,10 +191,9 @@ def _from_config(address: str, config: Any) -> Subject:
     if missing:
         raise PlanError(f"{address} cannot be planned: its config has no {', '.join(missing)}")
     axes = _axes(type(config).__module__, type(config).__name__)
-    subject = Subject(address, config, axes, (int(config.embed_dim),), 1)
-    return replace(
-        subject, fewest_tokens=max(1, subject.available_tokens(subject.frames, subject.size) // FEWEST_SHARE)
-    )
+    subject = Subject(address, config, axes, (), 1)
+    fewest = max(1, subject.available_tokens(subject.frames, subject.size) // FEWEST_SHARE)
+    return replace(subject, trained_widths=(subject.full_width,), fewest_tokens=fewest)
 
 
 @lru_cache

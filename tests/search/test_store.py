@@ -141,7 +141,7 @@ def test_rows_that_the_tables_give_in_another_order_are_sorted(tmp_path, monkeyp
     shuffled = [(windows[[4, 0, 2, 3, 1]], vectors[[4, 0, 2, 3, 1]]) for windows, vectors in batches]
     monkeypatch.setattr(Tables, "batches", lambda self: iter(shuffled))
     with writer.turn():
-        writer.compact()
+        writer.compact(dead_fraction=-1.0)
     snapshot = store.snapshot()
     assert snapshot.windows["file_id"].tolist() == [0, 0, 0, 1, 1]
     assert snapshot.windows["start_seconds"].tolist() == [0, 2, 4, 0, 2]

@@ -121,6 +121,10 @@ class Tables:
             self._tables["files"].delete(f"id IN ({listed})")
             self._tables["vectors"].delete(f"file_id IN ({listed})")
 
+    def pieces(self) -> int:
+        """Number of data files of the tables. Each commit adds one or two."""
+        return sum(path.endswith(".lance") for path in self._listing())
+
     def compact(self) -> None:
         """Join the small fragments that many commits leave, and drop superseded versions. Called under the lock."""
         before = self._listing()

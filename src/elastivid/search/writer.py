@@ -29,7 +29,7 @@ from elastivid.video.subtitles import Line
 if TYPE_CHECKING:
     from elastivid.search.store import Settings, Store
 
-COMPACT_AFTER_COMMITS = 32
+COMPACT_AT_PIECES = 64
 REBUILD_AT_DEAD_FRACTION = 0.25
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ROOM_WORDS = ("no space left", "os error 28", "quota exceeded", "file too large", "database or disk is full")
@@ -90,7 +90,6 @@ class Writer:
         self._tables: Tables | None = None
         self._manifest: Manifest | None = None  # the state that the catalog holds
         self._reading = threading.Lock()
-        self._commits = 0
         with self.turn():
             pass
 
@@ -156,7 +155,6 @@ class Writer:
             self._words.put(changes.records, changes.lines)  # first: what can be found has its texts
             self._write(changes)
             self._forget_words([before[number] for number in changes.removed if number in before])
-            self._commits += 1
             return [self.catalog.records[number] for number in stored]
 
     def remove(self, record_ids: Sequence[int], changed: Sequence[FileRecord] = ()) -> None:
@@ -183,20 +181,33 @@ class Writer:
             self._words.remove(contents, places - {place.path for record in records for place in record.places})
 
     def finish(self) -> None:
-        """Tidy up after many commits: compact the tables, drop dead rows from the snapshot."""
-        living = sum(record.windows for record in self.catalog.records.values())
-        rows = self._manifest.rows if self._manifest else 0
-        if self._commits >= COMPACT_AFTER_COMMITS or rows - living > REBUILD_AT_DEAD_FRACTION * rows:
+        """Tidy up after many commits, of this run or of many short ones."""
+        assert self._tables is not None
+        if self._tables.pieces() >= COMPACT_AT_PIECES or self._has_dead_rows(REBUILD_AT_DEAD_FRACTION):
             with self.turn():
-                self.compact()
+                self.compact(REBUILD_AT_DEAD_FRACTION)
 
-    def compact(self) -> None:
-        """Make tables and snapshot as small as they can be. Under `turn`."""
+    def compact(self, dead_fraction: float = 0.0) -> None:
+        """Join the pieces that commits leave in the tables. Under `turn`.
+
+        Args:
+            dead_fraction: write the snapshot anew when more of its rows than this are dead; else it costs nothing.
+        """
         assert self._tables is not None
         with self._changing():
             self._tables.compact()
-            self._rebuild(list(self.catalog.records.values()))
-        self._commits = 0
+            if self._has_dead_rows(dead_fraction):
+                self._rebuild(list(self.catalog.records.values()))
+                return
+            snapshot = SnapshotWriter(self.folder, Manifest.require(self.folder))
+            snapshot.append([], *_no_rows(self.settings.dim), self._tables.versions())
+            snapshot.close()
+        self.refresh()
+
+    def _has_dead_rows(self, fraction: float) -> bool:
+        living = sum(record.windows for record in self.catalog.records.values())
+        rows = self._manifest.rows if self._manifest else 0
+        return rows - living > fraction * rows
 
     @contextmanager
     def turn(self) -> Iterator[None]:

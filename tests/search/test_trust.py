@@ -13,6 +13,7 @@ from test_store import contents, table_rows
 from worlds import COLOURS, ColourEncoder, render
 
 from elastivid.search.index import Index
+from elastivid.search.records import LibraryError
 from elastivid.search.store import Store
 
 HERE = str(Path(__file__).parent)
@@ -171,3 +172,23 @@ def test_a_file_that_another_process_reads_is_waited_for(tmp_path, videos):
     report = index.add(videos, notify=let_go)
     assert (report.indexed, report.unchanged) == (11, 1)
     assert said == [f"waiting: another process is reading {videos / '01.mp4'}"]
+
+
+def test_a_read_only_place(tmp_path, videos, undisturbed):
+    index, place = tmp_path / "undisturbed.ev", tmp_path / "read only"
+    place.mkdir()
+    mount = ["mount", "--bind", str(index), str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(place)], check=True)
+        assert holdings(place) == undisturbed
+        with Index.open(place, encoder=ColourEncoder()) as library:
+            assert library.search("red", top=1)[0].score > 0.9
+            assert library.add(videos).unchanged == 12
+            (videos / "00.mp4").unlink()
+            with pytest.raises(LibraryError, match=r"cannot be written \(Read-only.*it can be searched, not changed"):
+                library.add(videos)
+            assert len(library.status().unreachable) == 1
+    finally:
+        subprocess.run(["umount", str(place)], check=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -91,15 +92,20 @@ class Adding:
         if not (changes.read or changes.recognised or changes.gone):
             return self._report(changes, unlisted_words)
         writer = writer or store.writer(settings, self._notify)
-        ended = "stopped"
         try:
             self._apply(writer, settings, changes)
-            ended = "done"
-        finally:
+        except BaseException:
             self._catalog = writer.catalog
-            report = self._report(changes, unlisted_words)
-            store.log_run({**report.to_values(), **_circumstances(roots, ended)})
+            with suppress(OSError):  # a full disk has no room for this line either; the first error is the one to tell
+                self._log(roots, self._report(changes, unlisted_words), "stopped")
+            raise
+        self._catalog = writer.catalog
+        report = self._report(changes, unlisted_words)
+        self._log(roots, report, "done")
         return report
+
+    def _log(self, roots: list[str], report: AddReport, ended: str) -> None:
+        self._index._store.log_run({**report.to_values(), **_circumstances(roots, ended)})
 
     def _apply(self, writer: Writer, settings: Settings, changes: Changes) -> None:
         seen = [Seen(file.content, Place(file.path, file.modified_ns)) for file in changes.recognised]

@@ -16,6 +16,7 @@ made anew.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -257,7 +258,16 @@ class Store:
     @contextmanager
     def lock(self, notify: Callable[[str], None] | None = None) -> Iterator[None]:
         """The right to write. Waits for other processes, which hold it for a moment per commit."""
-        with (self.folder / "lock").open("a") as file:
+        try:
+            opened = (self.folder / "lock").open("a")
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            raise LibraryError(
+                f"{printable(self.folder)} cannot be written ({error.strerror}): it can be searched, not changed; "
+                "copy it elsewhere, or get the right to write"
+            ) from error
+        with opened as file:
             started, said = time.monotonic(), False
             while True:
                 try:

@@ -195,7 +195,15 @@ def _load_hub(address: str, allow_download: bool, licence: str) -> DualEncoder:
     return HubDual(folder, weights, name=name, space_id=space_of(folder), licence=stated).eval()
 
 
-def save(model: TwoTowers, path: Path, *, address: str, licence: str, card: dict[str, Any]) -> None:
+def save(
+    model: TwoTowers,
+    path: Path,
+    *,
+    address: str,
+    licence: str,
+    card: dict[str, Any],
+    measured: dict[str, Any] | None = None,
+) -> None:
     """Write `model` to one file. The model's own weights are rounded to half precision, as loading will see them.
 
     Args:
@@ -204,6 +212,7 @@ def save(model: TwoTowers, path: Path, *, address: str, licence: str, card: dict
         address: name under which it is published, such as "dual/nano@v1".
         licence: SPDX expression of the weights.
         card: how it was trained, on what, and what it measures; JSON values.
+        measured: what plans go by: `trained_widths`, `trained_tokens` and `fronts` (see `elastivid.planning.subject`).
 
     Raises:
         WeightsError: the model was cast to another precision, or was cut out of a model that was never rounded, so
@@ -238,6 +247,7 @@ def save(model: TwoTowers, path: Path, *, address: str, licence: str, card: dict
         "licence": licence,
         "card": card,
         "golden": golden_embedding(model),
+        **(measured or {}),
     }
     partial = path.with_suffix(".partial")
     save_file(state, partial, metadata={key: json.dumps(value) for key, value in metadata.items()})

@@ -114,6 +114,50 @@ def test_index_then_search(colours, monkeypatch, capsys):
     assert "1 unchanged files could not be read before (--retry-failed tries again)" in out
 
 
+def test_status_and_prune(colours, monkeypatch, capsys):
+    assert run(monkeypatch, capsys, "status")[0] == 1, "there is no index"
+    run(monkeypatch, capsys, "index", "videos")
+    code, out, _ = run(monkeypatch, capsys, "status")
+    assert code == 0
+    assert "files      3: 1 failed, 2 indexed" in out
+    assert "attention  1 failed: could not be read; elastivid info names them and says why" in out
+    assert json.loads(run(monkeypatch, capsys, "status", "--json")[1])["windows"] == 7
+    code, out, _ = run(monkeypatch, capsys, "prune")
+    assert (code, out) == (0, "nothing to forget: every file of the index is where it was\n")
+
+    (colours / "videos" / "b.mp4").unlink()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    code, out, _ = run(monkeypatch, capsys, "prune")
+    assert code == 1, "nobody is there to be asked"
+    assert out == (
+        "1 files that are nowhere any more, 2 windows:\n    videos: 1\n"
+        "nothing was forgotten; say --yes to forget without being asked\n"
+    )
+    assert run(monkeypatch, capsys, "prune", "--yes")[:2] == (0, out.replace(out.splitlines()[-1], "forgotten"))
+    assert "files      2: 1 failed, 1 indexed" in run(monkeypatch, capsys, "status")[1]
+    for path in (colours / "videos").iterdir():
+        path.unlink()
+    code, _, errors = run(monkeypatch, capsys, "prune", "--yes")
+    assert code == 1
+    assert "as if a disk were not mounted" in errors
+    assert run(monkeypatch, capsys, "prune", "--yes", "--force")[0] == 0
+
+
+def test_reindex_names_what_to_do(colours, monkeypatch, capsys):
+    run(monkeypatch, capsys, "index", "videos")
+    code, _, errors = run(monkeypatch, capsys, "reindex", "--model", "same")
+    assert code == 1
+    assert "made with colour-encoder already" in errors
+    monkeypatch.setattr(ColourEncoder.__init__, "__defaults__", ("other colours",))
+    code, out, _ = run(monkeypatch, capsys, "reindex", "--model", "other")
+    assert code == 0
+    assert out.splitlines()[1:] == [
+        "searches use colour-encoder now (space other colours)",
+        "the vectors of colour-encoder are kept: elastivid prune forgets them",
+    ]
+    assert "vectors of colour-encoder are old" in run(monkeypatch, capsys, "status")[1]
+
+
 def test_search_as_json(colours, monkeypatch, capsys):
     run(monkeypatch, capsys, "index", "videos")
     code, out, _ = run(monkeypatch, capsys, "search", "red", "--json", "--top", "1")

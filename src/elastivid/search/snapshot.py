@@ -172,7 +172,7 @@ def read_lines(path: Path, start: int, end: int) -> bytes | None:
 
 def records_in(lines: bytes) -> Iterator[tuple[int, FileRecord | None]]:
     """Id and record of each line; no record where the line takes one out."""
-    for line in lines.splitlines():
+    for line in lines.decode("ascii").splitlines():  # json.dumps escapes everything else
         row = json.loads(line)
         yield row["id"], FileRecord.from_row(row) if len(row) > 1 else None
 

@@ -187,6 +187,7 @@ def test_everything_is_a_unit_vector_of_one_space(dual):
         assert torch.allclose(vectors.norm(dim=1), torch.ones(2), atol=1e-5)
     assert torch.equal(dual.embed_images(clip()[:, 0]), dual.embed_clips(clip()[:, :1]))
     assert dual.logit_scale == pytest.approx(20)
+    assert (dual.transform.size, dual.transform.shortest_edge) == (70, 70)
 
 
 @torch.inference_mode()

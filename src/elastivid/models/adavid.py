@@ -120,11 +120,6 @@ class AdaVidDualConfig:
         """Channels of the space."""
         return self.video.output_dim
 
-    @property
-    def side(self) -> int:
-        """Side in pixels of the frames the video tower is made for."""
-        return self.video.image_sides[0]
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AdaVidDualConfig:
         """Config from what `dataclasses.asdict` made of one; `TypeError` or `ValueError` where it is none."""
@@ -169,7 +164,8 @@ class AdaVidDual(TwoTowers):
 
     Args:
         config: sizes of both towers.
-        transform: what turns frames into input; by default a resize to the video tower's size.
+        transform: what turns frames into input; by default the middle square, as EgoVLP tests (its detour over 256
+            pixels left out).
         name: address the model goes by.
     """
 
@@ -182,7 +178,8 @@ class AdaVidDual(TwoTowers):
     def __init__(
         self, config: AdaVidDualConfig, transform: Transform | None = None, name: str = "adavid/egovlp"
     ) -> None:
-        super().__init__(config, transform, name)
+        side = config.video.image_sides[0]
+        super().__init__(config, transform or Transform(size=side, shortest_edge=side), name)
         self.video = config.video.build()
         self.text = config.text.build()
 

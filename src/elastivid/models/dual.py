@@ -47,11 +47,6 @@ class FluxDualConfig:
         """Channels of the space."""
         return self.video.pool_dim
 
-    @property
-    def side(self) -> int:
-        """Side in pixels of the frames the video tower is made for."""
-        return self.video.image_size
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FluxDualConfig:
         """Config from what `dataclasses.asdict` made of one; `TypeError` or `ValueError` where it is none."""
@@ -81,7 +76,7 @@ class FluxDual(TwoTowers):
     text: TextTower
 
     def __init__(self, config: FluxDualConfig, transform: Transform | None = None, name: str = "dual/nano") -> None:
-        super().__init__(config, transform, name)
+        super().__init__(config, transform or Transform(size=config.video.image_size), name)
         self.video = config.video.build()
         self.text = config.text.build()
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))

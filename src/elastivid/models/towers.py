@@ -27,12 +27,11 @@ class TwoTowers(DualEncoder):
     """A video tower and a text tower of ours that end in the same space.
 
     A subclass sets `config_class` and, in its constructor, `video`, `text`, and what training needs beside them. Its
-    config has the fields `video` and `text`, `dim` (channels D), `side` (pixels of a frame), and `from_dict` for what
-    `dataclasses.asdict` made of it.
+    config has the fields `video` and `text`, `dim` (channels D), and `from_dict`, which undoes `dataclasses.asdict`.
 
     Args:
         config: sizes of both towers.
-        transform: what turns frames into input; by default a resize to the config's `side`.
+        transform: what turns frames into input.
         name: address the model goes by.
     """
 
@@ -40,10 +39,10 @@ class TwoTowers(DualEncoder):
     video: VideoEncoder
     text: nn.Module
 
-    def __init__(self, config: Any, transform: Transform | None, name: str) -> None:
+    def __init__(self, config: Any, transform: Transform, name: str) -> None:
         super().__init__()
         self.config = config
-        self.transform = transform or Transform(size=config.side)
+        self.transform = transform
         self.dim = config.dim
         self.prefix_dims = (self.dim,)
         self.name = name

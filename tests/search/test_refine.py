@@ -78,6 +78,15 @@ def test_about_thirty_frames_are_embedded(index, tmp_path):
     assert encoder.windows_seen <= 32
 
 
+def test_guesses_are_not_refined(index):
+    index._wanted.encoder.windows_seen = 0
+    result = index.search_with_cost("green", refine=True)
+    assert not result.found
+    assert result.refine_seconds == 0
+    assert result.moments == index.search_with_cost("green").moments
+    assert index._wanted.encoder.windows_seen == 0
+
+
 def test_a_moment_of_a_file_that_is_gone_keeps_its_borders_and_says_so(index, tmp_path):
     rough = index.search("red", top=2, min_confidence=0)
     (tmp_path / "a.mp4").unlink()

@@ -40,7 +40,8 @@ class Request:
         top: how many moments at most.
         filters: which files are searched.
         per_file: most moments of one file while other files have any left; None means half of `top`.
-        refine: find starts and ends among single frames, which decodes them.
+        refine: find starts and ends among single frames, which decodes them; best guesses, when nothing is found, keep
+            theirs.
         min_confidence: from where on the best moment counts as found, 0 to 1.
 
     Raises:
@@ -158,23 +159,24 @@ class Searcher:
         moments = [replace(moment, path=copies.get(moment.path, moment.path)) for moment in moments]
         if not request.likes:
             moments = self._with_confidence(moments, searched)
-        scanned = time.perf_counter()
-        if request.refine:
-            moments = self._refined(moments, vector, notes)
-        refined = time.perf_counter()
         best = max((m.confidence for m in moments if m.confidence is not None), default=None)
         in_texts = bool(texts.hits) and max(hit.coverage for hit in texts.hits) >= OWN_TIMES_FROM
+        found = bool(moments) and (best is None or best >= request.min_confidence or in_texts)
+        scanned = time.perf_counter()
+        if request.refine and found:
+            moments = self._refined(moments, vector, notes)
+        refined = time.perf_counter()
         return SearchResult(
             query=request.name,
             moments=moments,
-            found=bool(moments) and (best is None or best >= request.min_confidence or in_texts),
+            found=found,
             confidence=best,
             min_confidence=request.min_confidence,
             files=len(self.snapshot.files_of(searched)),
             windows=int(np.count_nonzero(searched)),
             embed_seconds=embedded - started,
             scan_seconds=scanned - embedded,
-            refine_seconds=refined - scanned if request.refine else 0.0,
+            refine_seconds=refined - scanned if request.refine and found else 0.0,
             notes=tuple(notes),
             unknown=tuple(word for word in texts.unknown if not self.model_knows(word)),
         )

@@ -4,6 +4,7 @@
     python benchmarks/plan.py check nano       # draws budgets with a fresh seed, plans, measures
     python benchmarks/plan.py check fluxvit/small
     python benchmarks/plan.py index            # indexes rendered video within six budgets in x realtime
+    python benchmarks/plan.py compile          # what torch.compile would gain
     python benchmarks/plan.py page             # writes docs/benchmarks/plan.md and docs/images/plan-front.png
 
 The steps are apart because each wants the machine for itself for some minutes. What they find lies in the folder of
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ from elastivid.planning.plan import Estimate, Planner
 from elastivid.planning.prepare import profile_now, read_now
 from elastivid.planning.profile import cache_folder, load_profile, profiled_widths
 from elastivid.planning.reading import Source, load_reading, measure_reading
-from elastivid.planning.run import Runner
+from elastivid.planning.run import Executor, Runner
 from elastivid.planning.subject import describe
 from elastivid.search.index import Index
 
@@ -153,6 +155,27 @@ def index_step() -> None:
             print(f"{limit:.1f}x: planned {plan.realtime_factor:.1f}x, took {took:.1f}x", flush=True)
             video.unlink()
     keep("index", {"seed": seed, "rows": rows})
+
+
+def compile_step() -> None:
+    """What compiling gains at the native grid, and what it takes once per shape; both in turns, on all threads."""
+    rows = []
+    for name, tokens in (("nano", 256), ("fluxvit/small", 1024)):
+        subject = describe(name)
+        video, point = torch.randn(1, subject.frames, 3, subject.size, subject.size), OperatingPoint(tokens=tokens)
+        for precision in ("float32", "bfloat16"):
+            way = Runtime(threads=torch.get_num_threads(), precision=precision)
+            plain = Executor(subject.build(), way)
+            compiled = plain.running(replace(way, compiled=True))
+            first = timed(lambda e=compiled, v=video, p=point: e.embed_clips(v, point=p))
+            times: dict[Executor, list[float]] = {plain: [], compiled: []}
+            for _ in range(9):
+                for executor, found in times.items():
+                    found.append(1e3 * timed(lambda e=executor, v=video, p=point: e.embed_clips(v, point=p)))
+            eager, fast = (statistics.median(found) for found in times.values())
+            rows.append([f"{name}, {tokens} tokens, {precision}", f"{eager:.1f}", f"{fast:.1f}", f"{first:.0f} s"])
+            print(rows[-1], flush=True)
+    keep("compile", rows)
 
 
 def as_plan(estimate: Estimate, name: str) -> Plan:
@@ -354,6 +377,9 @@ def page_step() -> None:
         f"nano, rendered video of {SOURCE}, long enough for about {INDEX_SECONDS} s of work; loading left out; "
         f"seed {json.loads(kept('index').read_text())['seed']}.",
         table(["at least", "plan", "planned", "took"], index_rows()),
+        "## Why plans do not compile",
+        "Milliseconds of one clip without and with `torch.compile`, in turns, and the first call of a shape.",
+        table(["what", "ms", "ms compiled", "first call"], json.loads(kept("compile").read_text())),
         "## Profiling",
         "Error of each measured point when it is predicted from all others; the margin is the 95th percentile of the "
         "slower side. Goal: both models within 5 minutes.",
@@ -368,7 +394,7 @@ def page_step() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("step", choices=("profile", "check", "index", "page", "rss"))
+    parser.add_argument("step", choices=("profile", "check", "index", "compile", "page", "rss"))
     parser.add_argument("model", nargs="?", default="nano")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=256)
@@ -376,7 +402,7 @@ def main() -> None:
     if wanted.step == "rss":
         print(rss_step(wanted.model, wanted.batch, wanted.tokens))
     else:
-        steps = {"profile": profile_step, "index": index_step, "page": page_step}
+        steps = {"profile": profile_step, "index": index_step, "compile": compile_step, "page": page_step}
         steps.get(wanted.step, lambda: check_step(wanted.model))()
 
 

@@ -25,7 +25,8 @@ from elastivid.planning.profile import (
 )
 from elastivid.planning.reading import Reading, ReadingRow, Source, load_reading, measure_reading, save_reading
 from elastivid.planning.subject import describe
-from elastivid.weights.load import read_metadata, resolve
+from elastivid.weights.load import load, read_metadata, resolve
+from elastivid.weights.measured import add_front
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_a_real_profile_of_a_tiny_model():
 
 def test_metadata_names_widths_tokens_and_fronts(nano, monkeypatch):
     metadata = read_metadata(resolve("nano"))
-    front = {"weights": metadata["space_id"], "data": "world@1", "metric": "hit@1", "points": [
+    front = {"weights": metadata["weights_id"], "data": "world@1", "metric": "hit@1", "points": [
         {"frames": 8, "size": 168, "tokens": 256, "width": 192, "accuracy": 0.5}]}  # fmt: skip
     other = front | {"weights": "0" * 16}
     extra = {"trained_widths": [64, 128, 192], "trained_tokens": [64, 512], "fronts": [front, other]}
@@ -154,6 +155,23 @@ def test_metadata_names_widths_tokens_and_fronts(nano, monkeypatch):
         monkeypatch.setattr("elastivid.weights.load.read_metadata", lambda path, bad=bad: metadata | bad)
         with pytest.raises(WeightsError, match="nano"):
             describe("nano")
+
+
+def test_fronts_are_written_into_files(tmp_path):
+    path = tmp_path / "copy.safetensors"
+    path.write_bytes(resolve("nano").read_bytes())
+    point = {"frames": 8, "size": 168, "tokens": 256, "width": 192, "accuracy": 0.5}
+    add_front(path, data="world@1", metric="hit@1", points=[point])
+    add_front(path, data="world@1", metric="hit@1", points=[point | {"accuracy": 0.6}])
+    add_front(path, data="other@1", metric="hit@1", points=[point])
+    found = {front.data: front.points[0]["accuracy"] for front in describe(str(path)).fronts}
+    assert found == {"world@1": 0.6, "other@1": 0.5} | {
+        f.data: f.points[0]["accuracy"] for f in describe("nano").fronts
+    }
+    assert load(str(path)).space_id == load("nano").space_id
+    for points in ([], [{"frames": 8}]):
+        with pytest.raises(WeightsError, match="a front needs points, each with accuracy, frames"):
+            add_front(path, data="x", metric="y", points=points)
 
 
 def test_a_model_cut_to_some_channels_has_no_more():

@@ -34,9 +34,9 @@ from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.planning.subject import Subject
 from elastivid.planning.timing import TimeModel
 
-SECONDS = 110.0  # time spent on measuring one model
-MOST_CALL_SECONDS = 3.0  # dearer calls are left to extrapolation, but for the native grid on all threads
-MOST_NATIVE_SECONDS = 8.0
+SECONDS = 120.0  # time spent on measuring one model
+MOST_CALL_SECONDS = 1.5  # dearer calls are left to extrapolation, but for the native grid on all threads
+MOST_NATIVE_SECONDS = 4.0
 MOST_CALLS = 9
 THROUGHPUT_BATCH = 8
 OCTAVES = 6
@@ -142,11 +142,13 @@ class Profile:
 
     @cached_property
     def _models(self) -> dict[tuple[object, ...], dict[int, TimeModel]]:
+        references: dict[str, TimeModel] = {}
         models: dict[tuple[object, ...], dict[int, TimeModel]] = {}
-        for runtime in self.runtimes:
+        for runtime in sorted(self.runtimes, key=lambda r: (r.batch * r.workers, -(r.threads or 0))):
             rows = [row for row in self.rows if row.runtime == runtime]
             works = [self.subject.work(row.frames, row.size, row.point) for row in rows]
-            model = TimeModel(works, [row.milliseconds for row in rows])
+            model = TimeModel(works, [row.milliseconds for row in rows], references.get(runtime.precision))
+            references.setdefault(runtime.precision, model)  # one clip on all threads comes first
             models.setdefault(_way(runtime), {})[runtime.batch] = model
         return models
 
@@ -238,7 +240,7 @@ class _Trial:
     spent: float = 0.0
 
     def row(self, subject: Subject) -> Row:
-        settled = sorted(self.times[1:] if len(self.times) > 2 else self.times)  # the first call also warms up
+        settled = sorted(self.times)
         typical = float(np.median(settled[: (len(settled) + 1) // 2]))
         tokens = self.point.tokens or subject.available_tokens(self.frames, self.size)
         width = self.point.width if isinstance(self.point.width, int) else subject.full_width

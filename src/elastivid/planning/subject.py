@@ -4,7 +4,8 @@ Everything comes from a preset or from the metadata of a weights file; no weight
 
     trained_widths   widths its layers were trained at; without it only the full width is used
     trained_tokens   token counts it was trained at; without it a sixteenth of the grid counts as the fewest
-    fronts           measured accuracies (see `Front`), each with the hash of the weights it was measured on
+    fronts           measured accuracies (see `Front`), each with the `weights_id` of the weights it was measured on;
+                     `elastivid.weights.measured.add_front` writes one
 """
 
 from __future__ import annotations
@@ -161,14 +162,17 @@ def describe(address: str) -> Subject:
 
 def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
     """The subject of a dual encoder's file."""
-    from elastivid.models.fluxvit import FluxViTConfig
+    from elastivid.weights.load import DUALS, family_of
 
     try:
-        config = FluxViTConfig(**metadata["config"]["video"])
+        family = family_of(metadata)
+        kind = getattr(importlib.import_module(f"elastivid.models.{family}"), DUALS[family])
+        config = kind.config_class.from_dict(metadata["config"]).video
         subject = _from_config(address, config)
         widths = tuple(sorted({int(w) for w in metadata.get("trained_widths", ())} | {subject.full_width}))
         tokens = [int(count) for count in metadata.get("trained_tokens", ())]
-        fronts = tuple(_front(row) for row in metadata.get("fronts", ()) if row["weights"] == metadata["space_id"])
+        own = metadata.get("weights_id", metadata["space_id"])
+        fronts = tuple(_front(row) for row in metadata.get("fronts", ()) if row["weights"] == own)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"metadata of {address} cannot be planned with ({type(error).__name__}: {error}); it needs config, "

@@ -7,6 +7,12 @@ far from every measured point. g is a Gaussian process over the logarithms of to
 the sum leaves over: near a measured point it takes up what no sum can say (caches, kernels that change), far away it
 vanishes.
 
+Other ways of running the same model (more clips at a time, other threads) are told by the times of a well-measured one:
+
+    ms = (a + b * reference(work) + c * MACs + d * pixels) * exp(g)
+
+where the constant of the reference is left out: a few points do, and what lies beyond them grows as the reference does.
+
 How far to trust it is measured: every point is left out once and predicted from the others.
 """
 
@@ -60,20 +66,24 @@ class TimeModel:
     Args:
         works: what was measured.
         milliseconds: how long each took; positive, of the same length.
+        reference: a model of the same machine and network run another way, fitted to more points; `None` for none.
 
     Raises:
         ValueError: there is nothing to fit, or a time is not positive.
     """
 
-    def __init__(self, works: Sequence[Work], milliseconds: Sequence[float]) -> None:
+    def __init__(
+        self, works: Sequence[Work], milliseconds: Sequence[float], reference: TimeModel | None = None
+    ) -> None:
         if not works or len(works) != len(milliseconds):
             raise ValueError(f"need as many works as times and at least one, got {len(works)} and {len(milliseconds)}")
         self._works = list(works)
         self._times = np.asarray(milliseconds, dtype=np.float64)  # (N,)
         if not np.all(np.isfinite(self._times) & (self._times > 0)):
             raise ValueError(f"times must be finite and > 0, got {list(milliseconds)}")
-        terms = np.array([work.terms for work in works])  # (N, 5)
-        self._weights = non_negative_least_squares(terms / self._times[:, None], np.ones(len(works)))  # (5,)
+        self._reference = reference
+        terms = np.array([self._terms(work) for work in works])  # (N, M)
+        self._weights = non_negative_least_squares(terms / self._times[:, None], np.ones(len(works)))  # (M,)
         left = np.log(self._times / (terms @ self._weights))  # (N,)
         self._places = np.array([work.place for work in works])  # (N, 3)
         kernel = _nearness(self._places, self._places) + NOISE**2 * np.eye(len(works))
@@ -81,10 +91,20 @@ class TimeModel:
 
     def predict(self, work: Work) -> float:
         """Milliseconds of `work`."""
-        total = float(np.dot(work.terms, self._weights))
+        total = float(np.dot(self._terms(work), self._weights))
         near = _nearness(np.array([work.place]), self._places)[0]  # (N,)
         correction = float(near @ self._corrections)
         return total * math.exp(min(max(correction, -MOST_CORRECTION), MOST_CORRECTION))
+
+    def _terms(self, work: Work) -> tuple[float, ...]:
+        """What the sum adds up: (M,)."""
+        if self._reference is None:
+            return work.terms
+        return 1.0, self._reference.marginal(work), work.macs / 1e9, work.pixels / 1e5
+
+    def marginal(self, work: Work) -> float:
+        """Milliseconds of the sum that grow with the work: the constant and the correction left out."""
+        return float(np.dot(self._terms(work)[1:], self._weights[1:]))
 
     @cached_property
     def left_out(self) -> np.ndarray:
@@ -94,7 +114,7 @@ class TimeModel:
         errors = []
         for place, work in enumerate(self._works):
             others = [other for number, other in enumerate(self._works) if number != place]
-            model = TimeModel(others, np.delete(self._times, place).tolist())
+            model = TimeModel(others, np.delete(self._times, place).tolist(), self._reference)
             errors.append(self._times[place] / model.predict(work) - 1.0)
         return np.array(errors)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from elastivid.weights.load import build as build
     from elastivid.weights.load import load as load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "Budget": "elastivid.core.budget",

@@ -198,3 +198,8 @@ def test_make_bench_runs_every_benchmark():
     assert looped
     every = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert set(looped[1].split()) == every - {"tables", "actions"}, "tables is shared code, actions has its own line"
+
+
+def test_no_two_test_files_share_a_name():
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names), "pytest collects test files by name"

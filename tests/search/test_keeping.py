@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from worlds import ColourEncoder, a_record, render
 
@@ -222,6 +223,26 @@ def test_prune_forgets_what_is_gone_and_only_that(index, videos):
     assert len(index._store.snapshot().windows) == 3, "no dead rows are left"
     assert found(index, "red") == set()
     assert found(index, "green") == {"b.mp4"}
+
+
+def test_a_file_after_a_prune_is_compared_with_its_own_null_scores(index, videos, tmp_path, encoder):
+    """Numbers of forgotten files are given again: nothing kept under such a number may outlive them."""
+    index.search_with_cost("red")
+    last = max((r for r in index.files() if r.windows), key=lambda r: r.id)
+    os.unlink(last.path)
+    index.add(videos)
+    index.prune(index.prunable(), force=True)
+    render(videos / "new.mp4", ("red", 3), ("blue", 4))
+    index.add(videos)
+    with Index.open(tmp_path / "fresh.ev", encoder=encoder) as fresh:
+        fresh.add(videos)
+        wanted, got = fresh.search_with_cost("red"), index.search_with_cost("red")
+    assert got.confidence == wanted.confidence
+    snapshot, fresh_snapshot = index._store.snapshot(), fresh._store.snapshot()
+    ours, theirs = index._null_scores(), fresh._null_scores()
+    by_path = {snapshot.paths[i]: row for i, row in zip(ours.file_ids.tolist(), ours.maxima, strict=True)}
+    for number, row in zip(theirs.file_ids.tolist(), theirs.maxima, strict=True):
+        assert np.allclose(by_path[fresh_snapshot.paths[number]], row, atol=1e-6)
 
 
 def test_what_came_back_before_the_answer_is_kept(index, videos):

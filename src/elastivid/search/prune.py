@@ -116,6 +116,8 @@ def prune(store: Store, writer: Writer, prunable: Prunable, *, force: bool = Fal
             elif kept != current.places:
                 changed[current.id] = replace(current, places=kept)
         writer.remove(sorted(set(removed)), list(changed.values()))
+        for scores in store.folder.glob("nulls-*.safetensors"):  # by number of file, and numbers may be given again
+            scores.unlink(missing_ok=True)
         writer.compact()
         for settings in (*prunable.spaces, *prunable.unfinished):
             store.drop(settings.space_id)

@@ -138,7 +138,7 @@ def cold(folder: Path) -> dict[str, np.ndarray]:
 def memory_of_a_search(folder: Path) -> dict[str, int]:
     """Bytes of memory of a process that searched once: its own, and mapped pages of files."""
     script = (
-        "import sys, json; from elastivid import Index; Index.open(sys.argv[1]).search(sys.argv[2]); "
+        "import sys, json; from elastivid import Index; index = Index.open(sys.argv[1]); index.search(sys.argv[2]); "
         "lines = dict(line.split(':', 1) for line in open('/proc/self/status')); "
         "print(json.dumps({name: int(lines[name].split()[0]) * 1024 for name in ('RssAnon', 'RssFile')}))"
     )

@@ -107,6 +107,7 @@ class Store:
         self.tables_folder = folder / "tables"
         self._loaded: Snapshot | None = None
         self._stamp: tuple[Any, ...] | None = None
+        self._settings: tuple[tuple[int, int, int], Settings] | None = None
 
     @property
     def exists(self) -> bool:
@@ -119,12 +120,18 @@ class Store:
         Raises:
             LibraryError: there is no index in the folder, or it has another format.
         """
-        if not self.exists:
+        path = self.folder / "index.json"
+        try:
+            status = path.stat()
+        except FileNotFoundError:
             raise LibraryError(
                 f"there is no index at {printable(self.folder)}; make one with: "
                 f"elastivid index FOLDER --index {printable(self.folder)}"
-            )
-        return Settings.from_json((self.folder / "index.json").read_text())
+            ) from None
+        stamp = status.st_mtime_ns, status.st_ino, status.st_size
+        if self._settings is None or self._settings[0] != stamp:  # a search asks several times
+            self._settings = stamp, Settings.from_json(path.read_text())
+        return self._settings[1]
 
     @property
     def needs_repair(self) -> bool:

@@ -11,6 +11,8 @@ from elastivid.core.errors import PlanError
 from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.models.fluxvit import PRESETS
+from elastivid.planning import load
+from elastivid.planning.load import Watch
 from elastivid.planning.run import Executor, Runner, threads_of
 
 SAMPLING = Sampling(frames=4, size=70)
@@ -79,3 +81,16 @@ def test_a_plan_loads_its_own_model(video):
         assert runner.embed_clips(video).embeddings.shape == (5, 32)
     with pytest.raises(PlanError, match="names no model"):
         Runner(Plan(SAMPLING, OperatingPoint(), Runtime(), Cost()))
+
+
+def test_the_watch_tells_a_share(monkeypatch, tmp_path):
+    watch = Watch()
+    sum(range(10**6))
+    assert 0.0 <= watch.others <= 1.0
+    monkeypatch.setattr(load, "STAT", tmp_path / "absent")
+    assert Watch().others == 0.0
+    (tmp_path / "stat").write_text("cpu  100 0 100 500 0 0 0 0 0 0\n")
+    monkeypatch.setattr(load, "STAT", tmp_path / "stat")
+    watch = Watch()
+    (tmp_path / "stat").write_text("cpu  9999999 0 100 500 0 0 0 0 0 0\n")
+    assert watch.others == 1.0

@@ -180,7 +180,7 @@ class FluxViTConfig:
         macs += sum(block_macs(kept, d, self.mlp_ratio) for d in widths)
         macs += linear_macs(2 * kept + 1, last, inner) + linear_macs(1, inner, self.pool_dim)
         macs += attention_macs(1, kept, inner)
-        macs += linear_macs(1, self.pool_dim, self.num_classes)
+        macs += linear_macs(1, self.pool_dim, self.num_classes) + self._table_macs(frames, size, first_width)
         activations = self.activation_bytes(frames=frames, size=size, tokens=tokens, width=width)
         return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=activations)
 
@@ -210,13 +210,25 @@ class FluxViTConfig:
         positions = batch * patches * 4 * first_width  # tokens, and with positions; the norm's before
         stream = batch * (patches + kept) * first_width  # embedded and placed tokens stay alive
         rows = kept * min(batch, max(1, ROWS_AT_ONCE // kept))
-        hidden = rows * int(widest * (4 + 2 * self.mlp_ratio))  # stream, branch, norm, input; before and after GELU
+        hidden = rows * int(widest * (3 + 2 * self.mlp_ratio))  # stream, norm, branch; before and after GELU
         attention = 0
-        if not exact and BF16_BY_VECTORS:  # stream, norm, queries, keys, values, their copies, result; scores twice
+        if not exact and BF16_BY_VECTORS:  # stream, norm, queries, keys, values, copies, result; scores twice
             scores = min(SCORES_AT_ONCE, rows * kept * (widest // self.head_dim))
-            attention = 10 * rows * widest + 2 * scores
+            attention = 11 * rows * widest + 2 * scores
         elements = max(embedding, positions, stream + hidden, stream + attention)
-        return int(max(item * elements, self._table_bytes(frames, size, first_width, batch, item)))
+        places = 32 * batch * (patches + kept)  # coordinates, cells and scores of tokens, all small
+        return int(max(item * elements, self._table_bytes(frames, size, first_width, batch, item)) + places)
+
+    def _table_macs(self, frames: int, size: int, width: int) -> int:
+        """MACs of resizing the position table, one axis after the other; once per call, whatever the batch."""
+        (t, h, w), side, macs = self.table_grid, size // self.patch_size, 0
+        if frames != t:
+            macs += linear_macs(h * w * width, t, frames)
+        if side != h:
+            macs += linear_macs(frames * w * width, h, side)
+        if side != w:
+            macs += linear_macs(frames * side * width, w, side)
+        return macs
 
     def _table_bytes(self, frames: int, size: int, width: int, batch: int, item: int) -> int:
         """Bytes alive while the position table is resized, 128 channels at a time in float32, beside the tokens."""

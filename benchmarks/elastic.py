@@ -29,6 +29,7 @@ from elastivid.core.point import OperatingPoint
 from elastivid.layers.embed import patchify
 from elastivid.models.fluxvit import PRESETS, FluxViTConfig
 from elastivid.video.reader import VideoReader
+from elastivid.video.samplers import uniform
 
 GRIDS = {512: (8, 112), 1024: (4, 224), 2048: (8, 224), 3072: (12, 224)}  # tokens: (frames, side), patch 14
 MODELS = ("small", "base")
@@ -185,7 +186,8 @@ def precision_cell(folder: Path) -> dict[str, float]:
     files = sorted(folder.rglob("*.mp4"))
     for file in files[:: max(1, len(files) // 24)][:24]:
         with VideoReader(file, size=168) as reader:
-            clips.append(exact.transform(reader.frames_played_at([0.25 * i for i in range(8)]).frames))  # (8, 3, H, W)
+            clip = reader.frames_at(uniform(reader.count_frames(), 8))
+        clips.append(exact.transform(clip.frames))  # (8, 3, H, W)
     if not clips:
         raise SystemExit(f"no .mp4 under {folder}; set ELASTIVID_SHARED to the folder that holds data/labelled")
     video = torch.stack(clips)  # (24, 8, 3, H, W)

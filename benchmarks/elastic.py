@@ -336,7 +336,17 @@ def draw(cells: Cells) -> None:
 
 def write(cells: Cells) -> None:
     """The page, once every cell is there."""
-    speed = ["", "GMACs", "plain f32", "ours f32", "plain bf16", "ours bf16", "ours/plain f32", "bf16", "f32/bf16 ours"]
+    speed = [
+        "",
+        "GMACs",
+        "plain f32",
+        "ours f32",
+        "plain bf16",
+        "ours bf16",
+        "ours/plain f32",
+        "ours/plain bf16",
+        "f32/bf16 ours",
+    ]
     share = ["bfloat16, 2048 tokens, batch 1", "ms", "GMACs/s", "of peak", "of peak at this D", "seconds to compile"]
     counts = [f"{t} tokens" for t in GRIDS]
     peak = " and ".join(f"{cells[f'compile {n}']['peak 4096']:.0f}" for n in MODELS)
@@ -344,7 +354,7 @@ def write(cells: Cells) -> None:
         "elastic",
         "# The elastic encoder: time against tokens, width and precision",
         f"{machine()} Written by `python benchmarks/elastic.py`, random weights, seed 0. Bold: misses the goal.",
-        __doc__.split("\n\n")[2],
+        __doc__.split("\n\n")[2].strip(),
         "![milliseconds and GMACs against tokens](../images/elastic-speed.png)",
         "## Beside a plain ViT of the same shape",
         "Milliseconds per batch. Goals: ours at most 1.10 of the plain one in float32; bfloat16 at least 2.5 (small) "

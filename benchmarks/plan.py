@@ -116,6 +116,8 @@ def check_step(name: str) -> None:
     """Draw budgets, plan them, measure the plans."""
     subject = describe(name)
     planner = Planner(subject, profile=load_profile(subject), reading=load_reading(), source=SOURCE)
+    if planner.profile is None or planner.reading is None:
+        raise SystemExit(f"{name} has no profile of this machine and this code yet: run the step `profile` first")
     seed = secrets.randbits(32)
     rng = np.random.default_rng(seed)
     reading = measure_reading()

@@ -29,7 +29,7 @@ from elastivid.planning.subject import ITEM_BYTES, Front, Subject, require_axes
 
 TOKEN_STEP = 8
 MEMORY = ("state_megabytes", "total_megabytes")
-MEMORY_MARGIN = 0.05  # closed forms of peak memory are right to a few percent (docs/benchmarks/plan.md)
+MEMORY_MARGIN = 0.05  # closed forms of peak memory are right to a few percent (benchmarks/plan.py)
 BUSY = 0.25  # a margin above this comes from a machine that was disturbed while it was measured
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 SIZE_SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2)

@@ -201,9 +201,11 @@ def kills_while_indexing(base: Path, weights: str, wanted: Contents, seconds: fl
             time.sleep(rng.uniform(0, seconds))
             running = process.poll() is None
             process.send_signal(signal.SIGKILL)
-            finish(process)
+            code, errors = finish(process)
             if running:
                 break
+            if code:
+                raise SystemExit(f"a run that nobody killed failed with exit code {code}: {errors}")
             shutil.rmtree(index)  # it had ended: too late to be killed, draw another moment
             seconds *= 0.9
         after = contents_of(index, base / "v")

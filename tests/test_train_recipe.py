@@ -26,7 +26,7 @@ def test_recipe_writes_a_checkpoint_that_the_next_run_loads(tmp_path, monkeypatc
     for arguments in (["world", "--out", first], ["world", "--init", first, "--out", second]):
         monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments), *options])
         runpy.run_path(str(RECIPE), run_name="__main__")
-    assert "step 4 100% loss0" in capsys.readouterr().out
+    assert "step 5 100% loss0" in capsys.readouterr().out
     before, after = (torch.load(p, weights_only=True)["model"] for p in (first, second))
     assert before.keys() == after.keys()
     assert not torch.equal(before["video.cls_token"], after["video.cls_token"])

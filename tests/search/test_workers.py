@@ -20,6 +20,7 @@ from elastivid.search import indexing, workers
 from elastivid.search.index import Index
 from elastivid.search.reading import Ending, Job, Reading, Window
 from elastivid.search.workers import WorkerError, Workers
+from elastivid.video import child
 from elastivid.video.source import Limits
 
 READING = Reading(Sampling(size=16), Limits(stall_seconds=3, memory_megabytes=300))
@@ -101,7 +102,7 @@ def test_waiting_for_the_encoder_is_no_hanging(tmp_path, monkeypatch):
 
 
 def test_workers_that_cannot_start_blame_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(workers, "START", "import sys; sys.exit('no such library')")
+    monkeypatch.setattr(child, "START", "import sys; sys.exit('no such library')")
     with pytest.raises(WorkerError, match="cannot be started: ended with exit code 1; no such library"):
         endings(jobs_named(tmp_path, "a", "b"))
 

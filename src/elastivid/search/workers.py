@@ -10,16 +10,11 @@ A worker ends when its parent does, whatever kills it, and takes no notice of Ct
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import pickle
 import queue
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -27,12 +22,13 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from elastivid.core.errors import ElastividError
 from elastivid.search.reading import Ending, Job, Put, Reading, Window, read_file
+from elastivid.video.child import Child, confine, joined
 from elastivid.video.subtitles import MAX_LINES, Line
 
 COUNT = max(2, (os.cpu_count() or 2) // 2)
@@ -42,10 +38,7 @@ GRACE_SECONDS = 5.0  # a worker keeps to Limits.stall_seconds itself; it is stop
 TICK_SECONDS = 1.0
 MESSAGE_BYTES = 1 << 16
 LINES_AT_ONCE = 8  # of up to 1000 characters, each up to 6 bytes in JSON
-LAST_WORDS_BYTES = 2000
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-START = "import sys; sys.path[:] = sys.argv[4:]; from elastivid.search.workers import work; work(*sys.argv[1:4])"
 
 Take = Callable[[Job], Job | None]  # what a file is, just before it is read; None: it need not be read
 SKIPPED = "skipped"  # how such a file ends
@@ -218,19 +211,9 @@ class _Worker:
         self._slots = setup.slots
         self._lock = threading.Lock()
         shape = (setup.slots, *setup.reading.window_shape)
-        self.connection, theirs = Pipe()
-        with theirs, _unnamed_file(int(np.prod(shape))) as memory:
-            self.frames = np.frombuffer(mmap.mmap(memory.fileno(), 0), np.uint8).reshape(shape)  # (S, T, H, W, 3)
-            self._errors = _unnamed_file()
-            numbers = [str(number) for number in (theirs.fileno(), memory.fileno(), os.getpid())]
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", START, *numbers, *sys.path],
-                pass_fds=(theirs.fileno(), memory.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._errors,
-                env={**os.environ, **ENVIRONMENT},
-            )
+        self._child = Child(__name__, int(np.prod(shape)))
+        self.connection = self._child.connection
+        self.frames = np.frombuffer(self._child.memory, np.uint8).reshape(shape)  # (S, T, H, W, 3)
         self._send(setup)
 
     def assign(self, job: Job) -> None:
@@ -279,21 +262,11 @@ class _Worker:
         self.ended = True
         with self._lock:
             self.connection.close()
-        try:
-            code = self._process.wait(patience_seconds)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        if code >= 0:
-            return f"ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"died of {name}" + (" (killed from outside, perhaps for want of memory)" if name == "SIGKILL" else "")
+        return self._child.end(patience_seconds)
 
     def _require_start(self, how: str) -> None:
         if not self.ready:
-            self._errors.seek(0)
-            words = self._errors.read()[-LAST_WORDS_BYTES:].decode(errors="replace").strip()
-            raise WorkerError(f"a process that reads files cannot be started: {how}; {words}")
+            raise WorkerError(f"a process that reads files cannot be started: {how}; {self._child.last_words()}")
 
     def _send(self, what: object) -> None:
         with self._lock:
@@ -304,31 +277,18 @@ class _Worker:
                     return  # it died; reading from it tells
 
 
-def _unnamed_file(size: int = 0) -> IO[bytes]:
-    """A file in memory, or on disk where the system has no such files, that nobody can find by name."""
-    if sys.platform == "linux":
-        file: IO[bytes] = os.fdopen(os.memfd_create("elastivid"), "r+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 the caller closes it
-    file.truncate(size)
-    return file
-
-
 # in the worker
 
 
 def work(channel: str, memory: str, parent: str) -> NoReturn:
     """Read files until the parent has no more of them or ends."""
-    _end_with(int(parent))
-    with Connection(int(channel)) as connection:
-        try:
-            setup: _Setup = pickle.loads(connection.recv_bytes())
-            shape = (setup.slots, *setup.reading.window_shape)
-            frames = np.frombuffer(mmap.mmap(int(memory), 0), np.uint8).reshape(shape)  # (S, T, H, W, 3)
-            _confine(setup.reading.limits.memory_megabytes)
-            _Reader(connection, frames, setup).run()
-        except (EOFError, ConnectionError):
-            os._exit(0)  # the parent is done or gone
+    with joined(channel, memory, parent) as (connection, shared):
+        setup: _Setup = pickle.loads(connection.recv_bytes())
+        shape = (setup.slots, *setup.reading.window_shape)
+        frames = np.frombuffer(shared, np.uint8).reshape(shape)  # (S, T, H, W, 3)
+        confine(setup.reading.limits.memory_megabytes)
+        _Reader(connection, frames, setup).run()
+    os._exit(0)
 
 
 class _Reader:
@@ -366,26 +326,3 @@ class _Reader:
 
     def _tell(self, **message: object) -> None:
         self._connection.send_bytes(json.dumps(message).encode())
-
-
-def _end_with(parent: int) -> None:
-    """Have the system end this process with its parent (Linux); elsewhere it ends when it next hears or tells."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def _confine(memory_megabytes: int) -> None:
-    """Allow this much memory on top of what is there, no core files, and to be the first to go when memory runs out."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
-            held = int(file.read().split()[0]) * mmap.PAGESIZE
-        allowed = held + (memory_megabytes << 20)
-        resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")

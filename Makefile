@@ -17,8 +17,8 @@ LABELLED ?= ../shared/data/labelled
 FOLDS ?=
 
 EXTRAS_demo := search
-EXTRAS_test := search,hf,ray,plot,docs,dev
-EXTRAS_bench := search,hf,ray,plot,docs,dev,bench
+EXTRAS_test := search,hf,train,ray,plot,docs,dev
+EXTRAS_bench := search,hf,train,ray,plot,docs,dev,bench
 
 BENCHMARKS := $(filter-out tables actions,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
 

@@ -31,6 +31,7 @@ LAYERS = (
     "train",
     "evaluate",
     "planning",
+    "recipes",
     "search",
     "app",
 )

@@ -1,4 +1,4 @@
-"""The command `elastivid`: index, search, status, prune, reindex, plan, info, doctor, demo.
+"""The command `elastivid`: index, search, status, prune, reindex, plan, info, doctor, demo; others stand beside it.
 
 Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to end.
@@ -17,6 +17,7 @@ import typer
 
 from elastivid import __version__
 from elastivid.app.exports import lines_of_exports, write_wanted
+from elastivid.app.model_commands import commands as model_commands
 from elastivid.app.text import lines_of_add
 from elastivid.core.errors import BudgetError, ElastividError, PointError
 from elastivid.search.records import QueryError
@@ -367,3 +368,6 @@ def _sampling(decode: str | None) -> Sampling | None:
     from elastivid.core.point import Sampling
 
     return Sampling(decode=decode)
+
+
+app.add_typer(model_commands)

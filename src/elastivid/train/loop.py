@@ -1,0 +1,520 @@
+"""The training loop: named steps over accelerate, for every recipe, on one CPU or many GPUs.
+
+    for stage in stages:  for step in stage:  next batch, forward and backward, optimizer step, log, save, evaluate
+
+**Exact resume.** Everything random in a step is seeded from (seed, stage, step), samples are functions of their
+position (`elastivid.train.order`), rates are functions of the step; a checkpoint holds weights, moments, the moving
+average, the step and the sums that the next log line is made of. So a run that was killed anywhere goes on from its
+last checkpoint to the same log lines and, on a CPU, bit for bit the same weights. With `minutes` the steps depend on
+the clock: such a run resumes, but is not repeatable.
+
+**Not finite.** A loss or gradient with an infinity or not-a-number never reaches the weights: the step is skipped,
+counted and logged with the positions of its samples; `max_skipped` in a row end the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from elastivid.train.checkpoint import BEST, LAST, load_checkpoint, open_run, save_checkpoint
+from elastivid.train.devices import accelerator_for, moved
+from elastivid.train.ema import Ema
+from elastivid.train.export import export
+from elastivid.train.log import Log
+from elastivid.train.optim import Adam
+from elastivid.train.order import StepBatches, ignore_signals, mixed, positions_of, seed_everything
+from elastivid.train.recipe import Recipe, Row
+from elastivid.train.stages import (
+    Stage,
+    TrainingError,
+    check_frozen,
+    check_gradients,
+    check_trained,
+    hashes,
+    set_modes,
+    trained_names,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it. `share` is done of the whole, in [0, 1]; times are seconds."""
+
+    stage: str
+    step: int
+    share: float
+    values: Mapping[str, float]
+    samples_per_second: float
+    loading_share: float
+    seconds_left: float | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What `train` returns.
+
+    Args:
+        module: what was trained, the moving average where there is one, in evaluation mode on the run's device.
+        rows: the last evaluation.
+        step: optimizer steps done.
+        seconds: time they took, over all starts.
+        complete: false when the run was asked to stop before its end.
+    """
+
+    module: nn.Module
+    rows: list[Row]
+    step: int
+    seconds: float
+    complete: bool
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Finished:
+    """Train `recipe` in `folder`, or go on with the run there.
+
+    Args:
+        recipe: what to train.
+        folder: checkpoints, logs and the final model go there.
+        resume: go on from the last checkpoint in the folder; without one, start.
+        device: see `accelerator_for`.
+        progress: called after every step in the main process.
+        should_stop: asked after every step; true ends the run after a checkpoint.
+
+    Raises:
+        TrainingError: the folder holds another run, a stage did not train what it says, or too many steps in a row
+            were not finite.
+    """
+    accelerator = accelerator_for(device, recipe.config.precision)
+    parts = recipe.config.accumulate * accelerator.num_processes
+    if recipe.config.batch_size % parts:
+        raise TrainingError(
+            f"batch_size {recipe.config.batch_size} must be a multiple of accumulate x processes, "
+            f"{recipe.config.accumulate} x {accelerator.num_processes}"
+        )
+    goes_on = False
+    if accelerator.is_main_process:
+        goes_on = open_run(folder, recipe, resume=resume)
+    accelerator.wait_for_everyone()
+    goes_on = bool(_maximum(accelerator, float(goes_on)))
+    run = Run(recipe, folder, accelerator, progress, should_stop)
+    if goes_on:
+        run.restore(load_checkpoint(folder / LAST))
+    return run.run()
+
+
+class Run:
+    """One run of a recipe: its state and the named steps that change it.
+
+    Args:
+        recipe, folder: see `train`.
+        accelerator: devices and processes.
+        progress, should_stop: see `train`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        accelerator: Accelerator,
+        progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        self.recipe, self.config, self.folder, self.accelerator = recipe, recipe.config, folder, accelerator
+        self.progress, self.should_stop = progress, should_stop
+        self.stages = recipe.stages()
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise TrainingError(f"a recipe needs stages with different names, got {names}")
+        seed_everything(self.config.seed)
+        self.module = recipe.build().to(accelerator.device)
+        self.trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]
+        self.stage_index = self.stage_step = self.step = 0
+        self.seconds = 0.0
+        self.skipped = self.skipped_in_a_row = 0
+        self.best: float | None = None
+        self.moments: dict[str, dict] = {}  # of the stage before
+        self.adam: Adam | None = None  # of the stage under way
+        self.learning_rate = 0.0
+        self.clock_share = 0.0  # of `minutes`, the same in all processes
+        self.evaluated = -1  # step of the last evaluation
+        self.hashes: dict[str, bytes] = {}  # of all parameters at the start of the stage
+        self.sums: dict[str, float] = defaultdict(float)  # for the next line of the log
+        self.times: dict[str, float] = defaultdict(float)
+        self.average: Ema | None = None
+        self.rows: list[Row] = []
+
+    # ---- the run ----
+
+    def run(self) -> Finished:
+        """Train all stages from where the run stands, evaluate, export."""
+        self.log = Log(self.folder, self.step, self.evaluated) if self.accelerator.is_main_process else None
+        try:
+            while self.stage_index < len(self.stages):
+                if not self.run_stage(self.stages[self.stage_index]):
+                    return self._finished(complete=False)
+            if self.evaluated != self.step:
+                self.evaluate()
+                self.save()
+            if self.accelerator.is_main_process:
+                with torch.no_grad():
+                    export(self.recipe, self.result, self.folder, self.step)
+            self.accelerator.wait_for_everyone()
+            return self._finished(complete=True)
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def run_stage(self, stage: Stage) -> bool:
+        """Train one stage to its end; false when the run was asked to stop before."""
+        names = self.start_stage(stage)
+        self.adam = adam = Adam(self.module, stage, names, self.moments)
+        model = self.accelerator.prepare(_Step(self.recipe, self.module, stage))
+        batches = self.batches(stage)
+        began = time.perf_counter()
+        try:
+            while not self.stage_ends(stage):
+                started, first = time.perf_counter(), self.stage_step == 0
+                progress = self.progress_of_stage(stage)
+                seed_everything(self.config.seed, self.stage_index, self.stage_step, self.accelerator.process_index)
+                values = self.forward_backward(model, stage, batches, names if first else ())
+                self.optimizer_step(adam, stage, values, stage.learning_rate_at(progress))
+                self.stage_step += 1
+                self.step += 1
+                if first:
+                    check_frozen(stage, self.hashes, hashes(dict(self.module.named_parameters())), names)
+                self.times["steps"] += 1
+                self.times["seconds"] += time.perf_counter() - started
+                self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
+                stop = self.synchronise()
+                self.after_step(stage, stop)
+                if stop and not self.stage_ends(stage):
+                    return False
+        finally:
+            del batches
+        self.end_stage(stage, names)
+        return True
+
+    def start_stage(self, stage: Stage) -> list[str]:
+        """Freeze what the stage does not train; names of what it does."""
+        fixed = [name for name, _ in self.module.named_parameters() if name not in set(self.trainable)]
+        names = trained_names(stage, self.trainable, fixed)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in set(names))
+            parameter.grad = None
+        set_modes(self.module, names)
+        if self.stage_step == 0:
+            self.hashes = hashes(dict(self.module.named_parameters()))
+        if stage.ema_decay is not None:
+            if self.average is None:
+                self.average = Ema(self.module, stage.ema_decay)
+            self.average.decay = stage.ema_decay
+        return names
+
+    def end_stage(self, stage: Stage, names: list[str]) -> None:
+        """Check what changed, move to the next stage and write a checkpoint."""
+        now = hashes(dict(self.module.named_parameters()))
+        check_frozen(stage, self.hashes, now, names)
+        check_trained(stage, self.hashes, now, names)
+        self.moments, self.adam = self.state()["moments"], None
+        self.stage_index, self.stage_step, self.hashes = self.stage_index + 1, 0, {}
+        self.save()
+
+    # ---- the steps ----
+
+    def batches(self, stage: Stage) -> Iterator[Any]:
+        """Batches of this process from where the run stands."""
+        config, process = self.config, self.accelerator.process_index
+        # a run by the clock has no last step; a stage of steps has, and workers prepare none beyond it
+        end = 2**40 if config.minutes else stage.steps
+        sampler = StepBatches(
+            self.stage_step, end, config.batch_size, config.accumulate, process, self.accelerator.num_processes
+        )
+        loader = DataLoader(
+            self.recipe.dataset(stage),
+            batch_sampler=sampler,
+            collate_fn=self.recipe.collate,
+            num_workers=config.num_workers,
+            prefetch_factor=3 if config.num_workers else None,
+            pin_memory=self.accelerator.device.type == "cuda",
+            worker_init_fn=ignore_signals,
+            generator=torch.Generator().manual_seed(0),  # else making it would draw from the global one
+        )
+        return iter(loader)
+
+    def forward_backward(
+        self, model: nn.Module, stage: Stage, batches: Iterator[Any], names: list[str] | tuple[()]
+    ) -> dict[str, Tensor]:
+        """Gradients of one step, summed over its micro-batches, and what it reports; `loss` among it.
+
+        Args:
+            names: parameters that must have got a gradient; given in the first step of a stage.
+        """
+        reported: dict[str, Tensor] = {}
+        count = self.config.accumulate
+        for micro in range(count):
+            waited = time.perf_counter()
+            batch = moved(next(batches), self.accelerator.device)
+            self.times["loading"] += time.perf_counter() - waited
+            draws = torch.Generator().manual_seed(mixed(self.config.seed, 1, self.stage_index, self.stage_step))
+            last = micro == count - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss, parts = model(batch, draws)
+                self.accelerator.backward(loss / count)
+            for name, value in {"loss": loss, **parts}.items():
+                part = value.detach().float() / count
+                reported[name] = reported[name] + part if name in reported else part
+        if names:
+            check_gradients(stage, self.module, names)
+        return reported
+
+    def optimizer_step(self, adam: Adam, stage: Stage, reported: Mapping[str, Tensor], learning_rate: float) -> None:
+        """Clip, look whether everything is finite, and step or skip."""
+        limit = math.inf if stage.clip_norm is None else stage.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(adam.parameters, limit)
+        names = [*reported, "gradient_norm"]
+        numbers = torch.stack([*reported.values(), norm.detach().float()]).tolist()
+        values = dict(zip(names, numbers, strict=True))
+        finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
+        if _maximum(self.accelerator, float(not finite)):
+            self.skip(stage, values)
+        else:
+            adam.step(learning_rate)
+            self.skipped_in_a_row = 0
+            for name, value in values.items():
+                self.sums[name] += value
+            self.sums["steps"] += 1
+            if stage.ema_decay is not None and self.average is not None:
+                self.average.update(self.module)
+        self.learning_rate = learning_rate
+        for parameter in adam.parameters:
+            parameter.grad = None
+
+    def skip(self, stage: Stage, values: Mapping[str, float]) -> None:
+        """Count a step whose loss or gradient is not finite, log which samples it saw, give up after too many."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        seen = positions_of(self.stage_step, self.config.batch_size, 0, 1)
+        where = f"step {self.step + 1} (stage {stage.name!r}, positions {seen.start} to {seen.stop - 1})"
+        if self.log is not None:
+            self.log.metrics.write(
+                step=self.step + 1,
+                stage=stage.name,
+                skipped="loss or gradient is not finite",
+                positions=[seen.start, seen.stop],
+                loss=values["loss"],
+                gradient_norm=values["gradient_norm"],
+            )
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise TrainingError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, the last {where}; "
+                f"the weights hold none of them. Look at these samples, lower the learning rate "
+                f"({stage.learning_rate:g}) or clip harder; metrics.jsonl in {self.folder} names every skipped step"
+            )
+
+    # ---- between the steps ----
+
+    def after_step(self, stage: Stage, stop: bool) -> None:
+        """Log, save, evaluate and show, whatever is due."""
+        config = self.config
+        if self.step % config.log_every == 0:
+            self.write_line(stage)
+        if config.evaluate_every and self.step % config.evaluate_every == 0:
+            self.evaluate()
+        if stop or self.step % config.save_every == 0:
+            self.save()
+        if self.progress is not None and self.accelerator.is_main_process:
+            self.progress(self.describe(stage))
+
+    def write_line(self, stage: Stage) -> None:
+        """A line of means since the last one, over all processes."""
+        count = self.sums["steps"]
+        if count:
+            names = sorted(set(self.sums) - {"steps"})
+            means = torch.tensor([self.sums[name] / count for name in names], dtype=torch.float64)
+            means = _mean(self.accelerator, means)
+            values = dict(zip(names, means.tolist(), strict=True))
+            values = {"learning_rate": self.learning_rate, **values, "skipped": self.skipped}
+            if self.log is not None:
+                self.log.metrics.write(step=self.step, stage=stage.name, **values)
+                self.log.curves("train", self.step, values)
+        self.sums.clear()
+        if self.log is not None and self.times["seconds"]:
+            times = {
+                "seconds_per_step": self.times["seconds"] / self.times["steps"],
+                "loading_share": self.times["loading"] / self.times["seconds"],
+                "samples_per_second": self.times["steps"] * self.config.batch_size / self.times["seconds"],
+            }
+            self.log.timing.write(step=self.step, seconds=self.seconds, **times)
+            self.log.curves("timing", self.step, times)
+        self.times.clear()
+
+    def evaluate(self) -> None:
+        """Rows per operating point of the moving average, or of the model where there is none; the best is kept."""
+        if self.accelerator.is_main_process:
+            self.result.eval()
+            with torch.no_grad():
+                self.rows = self.recipe.evaluate(self.result)
+            if self.average is None:
+                set_modes(self.module, [name for name, p in self.module.named_parameters() if p.requires_grad])
+            if self.rows and self.log is not None:
+                score = self.recipe.score(self.rows)
+                self.log.evaluation.write(step=self.step, score=score, rows=self.rows)
+                self.log.curves("evaluation", self.step, {"score": score})
+                if self.best is None or score > self.best:
+                    self.best = score
+                    save_checkpoint(
+                        self.folder / BEST, {"module": self.result.state_dict(), "step": self.step, "score": score}
+                    )
+        self.evaluated = self.step
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """Write the checkpoint that the run goes on from."""
+        sums = self._mean_sums()
+        if self.accelerator.is_main_process:
+            assert self.log is not None
+            self.log.sync()
+            save_checkpoint(self.folder / LAST, {**self.state(), "sums": sums})
+        self.accelerator.wait_for_everyone()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on."""
+        return {
+            "module": self.module.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
+            "average_steps": self.average.steps if self.average else 0,
+            "moments": self.adam.state() if self.adam else self.moments,
+            "stage_index": self.stage_index,
+            "stage_step": self.stage_step,
+            "step": self.step,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "best": self.best,
+            "evaluated": self.evaluated,
+            "rows": json.dumps(self.rows),
+            "hashes": {name: value.hex() for name, value in self.hashes.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned in another process."""
+        self.module.load_state_dict(state["module"])
+        if state["average"] is not None:
+            self.average = Ema(self.module)
+            self.average.model.load_state_dict(state["average"])
+            self.average.steps = state["average_steps"]
+        plain = ("moments", "stage_index", "stage_step", "step", "seconds", "skipped", "skipped_in_a_row", "best")
+        for name in (*plain, "evaluated"):
+            setattr(self, name, state[name])
+        self.rows = json.loads(state["rows"])
+        self.synchronise()
+        self.hashes = {name: bytes.fromhex(value) for name, value in state["hashes"].items()}
+        self.sums = defaultdict(float, state["sums"])
+
+    # ---- where the run stands ----
+
+    @property
+    def result(self) -> nn.Module:
+        """What the run is worth by now: the moving average, or the model where there is none."""
+        return self.average.model if self.average is not None else self.module
+
+    def progress_of_stage(self, stage: Stage) -> float:
+        """Share of the stage that is done after the coming step, in (0, 1]."""
+        if not self.config.minutes:
+            return (self.stage_step + 1) / stage.steps
+        before, own = self._shares(stage)
+        return min(max(self.clock_share - before, 1e-6) / own, 1.0)
+
+    def stage_ends(self, stage: Stage) -> bool:
+        """Whether the stage has no step left; by the clock it has at least one."""
+        if not self.config.minutes:
+            return self.stage_step >= stage.steps
+        before, own = self._shares(stage)
+        return self.stage_step > 0 and self.clock_share >= before + own
+
+    def _shares(self, stage: Stage) -> tuple[float, float]:
+        """Shares of all steps before the stage and in it."""
+        total = sum(s.steps for s in self.stages)
+        return sum(s.steps for s in self.stages[: self.stages.index(stage)]) / total, stage.steps / total
+
+    def synchronise(self) -> bool:
+        """Agree with the other processes on the clock; whether any of them was asked to stop."""
+        if self.config.minutes:
+            self.clock_share = _maximum(self.accelerator, self.seconds) / (60.0 * self.config.minutes)
+        return bool(_maximum(self.accelerator, float(self.should_stop is not None and self.should_stop())))
+
+    def describe(self, stage: Stage) -> Progress:
+        """Where the run stands."""
+        total = sum(s.steps for s in self.stages)
+        share = min(self.clock_share, 1.0) if self.config.minutes else self.step / total
+        count, seconds = self.sums["steps"] or 1, self.times["seconds"]
+        values = {name: value / count for name, value in self.sums.items() if name != "steps"}
+        return Progress(
+            stage=stage.name,
+            step=self.step,
+            share=share,
+            values=values,
+            samples_per_second=self.step * self.config.batch_size / max(self.seconds, 1e-9),
+            loading_share=self.times["loading"] / seconds if seconds else 0.0,
+            seconds_left=self.seconds * (1 - share) / share if share else None,
+        )
+
+    def _finished(self, *, complete: bool) -> Finished:
+        return Finished(self.result.eval(), self.rows, self.step, self.seconds, complete)
+
+    def _mean_sums(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        if not names:
+            return {}
+        means = _mean(self.accelerator, torch.tensor([self.sums[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+class _Step(nn.Module):
+    """The recipe's step as a module, so that DDP sees one forward per backward whatever parts the step calls."""
+
+    def __init__(self, recipe: Recipe, module: nn.Module, stage: Stage) -> None:
+        super().__init__()
+        self.module, self.recipe, self.stage = module, recipe, stage
+
+    def forward(self, batch: Any, draws: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Loss and its parts."""
+        return self.recipe.step(self.module, batch, self.stage, draws)
+
+
+def _mean(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Mean of `values` over the processes, on the CPU."""
+    if accelerator.num_processes == 1:
+        return values
+    reduced: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="mean")
+    return reduced.cpu()
+
+
+def _maximum(accelerator: Accelerator, value: float) -> float:
+    """Largest `value` of the processes."""
+    if accelerator.num_processes == 1:
+        return value
+    gathered: Tensor = accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
+    return float(gathered.max())

@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 VIDEOS ?=
 QUERY ?=
-# for `make bench`: labelled clips, and the checkpoints of `recipes/train_nano.py real --fold 0` to `--fold 4`
+# for `make bench`: labelled clips, and five runs of the recipe `nano` with real_steps and fold 0 to 4
 LABELLED ?= ../shared/data/labelled
 FOLDS ?=
 
@@ -49,7 +49,7 @@ lint: setup
 bench: $(VENV)/.ready-bench  ## measurements side by side with peers; writes tables under docs/benchmarks
 	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 ifeq ($(FOLDS),)
-	@echo "== actions: left out, it needs LABELLED=folder and FOLDS=\"five checkpoints of recipes/train_nano.py\""
+	@echo "== actions: left out, it needs LABELLED=folder and FOLDS=\"five runs of the recipe nano\""
 else
 	@echo "== actions"; $(BIN)/python benchmarks/actions.py --labelled "$(LABELLED)" --folds $(FOLDS)
 endif

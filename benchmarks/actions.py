@@ -1,8 +1,8 @@
 """What `nano` knows of real actions: five folds by source film, beside a classical descriptor and an untrained model.
 
-    python benchmarks/actions.py --labelled ../shared/data/labelled --folds runs/fold0.pt ... runs/fold4.pt
+    python benchmarks/actions.py --labelled ../shared/data/labelled --folds runs/fold0 ... runs/fold4
 
-Fold k is scored by a model that `recipes/train_nano.py real --fold k` trained without it. Writes
+Fold k is scored by a model that the recipe `nano` trained without it (`--set fold=k`, see its docstring). Writes
 docs/benchmarks/actions.md: mean average precision of class-name queries against chance, and top-1 of a linear probe
 with a 95 % interval. The classical row is a grid of gradient and optical-flow histograms with a linear SVM, on the
 same folds and frames. All predictions are on clips whose film the model, the probe and the SVM never saw.
@@ -30,18 +30,20 @@ from elastivid.data.labelled import LabelledClips, cache_frames
 from elastivid.data.mixture import GERUNDS
 from elastivid.evaluate.metrics import average_precision, expected_average_precision, format_share
 from elastivid.models.dual import PRESETS, FluxDual
+from elastivid.recipes.nano import WithHeads
+from elastivid.train.checkpoint import load_weights
 
 POINT = OperatingPoint(tokens=256)
 FRAMES = 8
 
 
 def build(checkpoint: Path | None) -> FluxDual:
-    """nano with the weights of a checkpoint, or untrained towers with the distilled text table."""
+    """nano with the weights of a run, or untrained towers with the distilled text table."""
     torch.manual_seed(0)
-    model = PRESETS["nano"].build()
+    module = WithHeads(PRESETS["nano"].build())
     if checkpoint:
-        model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
-    return model.eval()
+        load_weights(module, checkpoint)
+    return module.model.eval()
 
 
 @torch.inference_mode()
@@ -99,8 +101,8 @@ def precision(model: FluxDual, vectors: np.ndarray, labels: np.ndarray, classes:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labelled", type=Path, required=True)
-    parser.add_argument("--folds", type=Path, nargs=5, required=True, help="checkpoints trained without fold 0 ... 4")
-    parser.add_argument("--world", type=Path, help="checkpoint before any real clip was seen: one more row")
+    parser.add_argument("--folds", type=Path, nargs=5, required=True, help="runs that left out fold 0 ... 4")
+    parser.add_argument("--world", type=Path, help="run before any real clip was seen: one more row")
     args = parser.parse_args()
     clips = LabelledClips.from_folder(args.labelled)
     cached = cache_frames(clips, args.folds[0].parent / "labelled-192.npy", frames=16, size=192)

@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from elastivid.data.labelled import LabelledClips
-from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, Mixture, MixtureConfig, collate, describes
+from elastivid.data.mixture import (
+    ATTRIBUTE_SIZES,
+    IGNORED,
+    Mixture,
+    MixtureConfig,
+    collate,
+    content_numbers,
+    same_content,
+)
 from elastivid.data.world import Phrase
+from elastivid.recipes.nano import Nano, NanoConfig
 from elastivid.train.dual import draw_points
 from elastivid.train.ema import Ema
-
-RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "train_nano.py"
+from elastivid.train.loop import train
+from elastivid.weights.load import load
 
 
 @pytest.mark.slow
-def test_recipe_writes_a_checkpoint_that_the_next_run_loads(tmp_path, monkeypatch, capsys):
-    first, second = tmp_path / "first.pt", tmp_path / "second.pt"
-    options = ["--batch", "2", "--scale", "0.001"]
-    for arguments in (["world", "--out", first], ["world", "--init", first, "--out", second]):
-        monkeypatch.setattr(sys, "argv", [str(RECIPE), *map(str, arguments), *options])
-        runpy.run_path(str(RECIPE), run_name="__main__")
-    assert "step 5 100% loss0" in capsys.readouterr().out
-    before, after = (torch.load(p, weights_only=True)["model"] for p in (first, second))
-    assert before.keys() == after.keys()
-    assert not torch.equal(before["video.cls_token"], after["video.cls_token"])
-    assert torch.equal(before["text.table"], after["text.table"])
+def test_the_recipe_trains_and_the_next_run_starts_from_its_weights(tmp_path):
+    config = replace(Nano.smoke(NanoConfig()), scenes=1)
+    first = train(Nano(config), tmp_path / "first", device="cpu")
+    assert first.step == 6
+    assert first.rows[0]["point"] == "8 x 168 px, 512 tokens, width 192"
+    assert all(0 <= row["accuracy"] <= 1 for row in first.rows)
+    assert first.rows[0]["gmacs"] == max(row["gmacs"] for row in first.rows)
+    model = load(str(tmp_path / "first" / "model.safetensors"))
+    assert model.embed_texts(["a red circle"]).shape == (1, 256)
+    second = Nano(replace(config, init=tmp_path / "first")).build()
+    assert torch.equal(second.model.video.cls_token, first.module.model.video.cls_token)
+    fresh = Nano(config).build()
+    assert not torch.equal(second.model.video.cls_token, fresh.model.video.cls_token)
+    assert torch.equal(second.model.text.table, fresh.model.text.table)
+
+
+def test_settings_of_the_recipe_are_checked():
+    with pytest.raises(ValueError, match="there is nothing to train"):
+        NanoConfig(world_steps=(0, 0))
+    with pytest.raises(ValueError, match="real_steps needs labelled"):
+        NanoConfig(real_steps=3)
 
 
 def test_points_of_a_step_stay_within_the_clip_and_the_widths():
@@ -66,7 +83,7 @@ def test_a_batch_fits_the_loss():
     batch = collate([Mixture(MixtureConfig(length=6, shapes=((8, 56),)))[i] for i in range(6)])
     assert batch["frames"].shape == (6, 8, 56, 56, 3)
     assert batch["frames"].dtype == torch.uint8
-    assert batch["same"].diagonal().all()
+    assert same_content(batch["contents"], batch["contents"]).diagonal().all()
     assert all(len(row) == 8 for row in batch["hard_texts"])
     assert all(0 <= n < k for row in batch["attributes"].tolist() for n, k in zip(row, ATTRIBUTE_SIZES, strict=True))
 
@@ -74,10 +91,14 @@ def test_a_batch_fits_the_loss():
 def test_a_text_describes_clips_that_show_its_parts_in_order():
     left, grow = Phrase("red", "circle", "left", "fast"), Phrase("red", "circle", "grow")
     slow = Phrase("red", "circle", "left", "slow")
-    assert describes((slow,), (left, grow))
-    assert describes((left, grow), (slow, grow))
-    assert not describes((grow, left), (left, grow))
-    assert not describes((left, grow), (left,))
+    keys = [(slow,), (left, grow), (slow, grow), (grow, left), (left,), ("run",), ("walk",)]
+    numbers = torch.tensor([content_numbers(key) for key in keys])
+    fits = same_content(numbers, numbers).T.tolist()  # text, clip
+    assert fits[0][:5] == [True, True, True, True, True]
+    assert fits[1][:5] == [False, True, True, False, False]
+    assert fits[3][:5] == [False, False, False, True, False]
+    assert fits[5] == [False] * 5 + [True, False]
+    assert not any(fits[0][5:])
 
 
 def test_average_follows_the_model():

@@ -212,28 +212,39 @@ def patch_targets(scene: Scene, times_seconds: np.ndarray, grid: int) -> np.ndar
     return targets
 
 
-def describes(text: tuple[Any, ...], clip: tuple[Any, ...]) -> bool:
-    """Whether what `text` says happens in `clip`: its parts occur there in this order (speeds aside)."""
-    parts = iter(clip)
-    return all(any(_plain(part) == _plain(other) for other in parts) for part in text)
+def content_numbers(key: tuple[Any, ...]) -> tuple[int, ...]:
+    """(6,) numbers that stand for what a clip shows, for `same_content`: `attribute_numbers` of a scene; of a labelled
+    clip -1 - the number of its class among `GERUNDS`, six times."""
+    if isinstance(key[0], str):
+        return (-1 - list(GERUNDS).index(key[0]),) * len(ATTRIBUTE_SIZES)
+    return attribute_numbers(key)
+
+
+def same_content(texts: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """Which texts (B, 6) say what happens in which clips (A, 6), both as `content_numbers`: (A, B) bool.
+
+    A text of one phrase fits a clip that shows it first or second, a text of two phrases a clip that shows both in
+    this order; speeds do not count. A labelled clip fits the texts of its class.
+    """
+    missing = torch.tensor(ATTRIBUTE_SIZES[3:], device=texts.device) - 1  # (3,), how a missing phrase is numbered
+    one, two = texts[None, :, :3], texts[None, :, 3:]  # (1, B, 3) each
+    first, second = clips[:, None, :3], clips[:, None, 3:]  # (A, 1, 3) each
+    alone = (two == missing).all(-1)  # (1, B)
+    starts = (one == first).all(-1)  # (A, B)
+    return torch.where(alone, starts | (one == second).all(-1), starts & (two == second).all(-1))
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """A batch: `frames` uint8 (B, T, H, W, 3), `texts` [B], `hard_texts` [B][M], `same` (B, B) bool for the loss,
+    """A batch: `frames` uint8 (B, T, H, W, 3), `texts` [B], `hard_texts` [B][M], `contents` (B, 6) for `same_content`,
     `attributes` (B, 6), `patches` (B, N, 3)."""
-    keys = [s.key for s in samples]
     return {
         "frames": torch.from_numpy(np.stack([s.frames for s in samples])),  # (B, T, H, W, 3)
         "texts": [s.text for s in samples],
         "hard_texts": [list(s.hard_texts) for s in samples],
         "attributes": torch.tensor([s.attributes for s in samples]),  # (B, 6)
         "patches": torch.from_numpy(np.stack([s.patches for s in samples])).flatten(1, 3),  # (B, T*h*w, 3)
-        "same": torch.tensor([[describes(text, clip) for text in keys] for clip in keys]),  # (B, B)
+        "contents": torch.tensor([content_numbers(s.key) for s in samples]),  # (B, 6)
     }
-
-
-def _plain(part: Any) -> Any:
-    return (part.colour, part.shape, part.motion) if not isinstance(part, str) else part
 
 
 def _random_crop(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
-from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, PATCH_SIZES
+from elastivid.data.mixture import ATTRIBUTE_SIZES, IGNORED, PATCH_SIZES, same_content
 from elastivid.layers.elastic import sample_widths
 from elastivid.losses.attributes import attributes
 from elastivid.losses.contrastive import agreement, contrastive
+from elastivid.losses.gather import gathered
 from elastivid.models.dual import FluxDual
 from elastivid.models.text_tokenizer import TextTokenizer
 
@@ -65,10 +66,13 @@ class DualLoss(nn.Module):
             of clips nearer to their caption than to all of their wrong captions.
         """
         device = model.log_scale.device
-        wanted, shown_by, same = (batch[name].to(device) for name in ("attributes", "patches", "same"))
+        wanted, shown_by, contents = (batch[name].to(device) for name in ("attributes", "patches", "contents"))
+        contents = gathered(contents)
+        same = same_content(contents, contents)  # (B, B)
         ids, lengths, count = batch["words"].to(device), batch["lengths"].to(device), len(batch["texts"])
         words = F.normalize(model.text(ids, lengths), dim=-1)  # (B + B*M, D)
         right, wrong = words[:count], words[count:].unflatten(0, (count, -1))  # (B, D), (B, M, D)
+        all_right, all_wrong = gathered(right), gathered(wrong)
         scale = model.log_scale.exp().clamp(max=100)
         video = to_video(model, batch["frames"])
         loss = attributes(self.clip(SHARPNESS * right), wanted, ATTRIBUTE_SIZES)
@@ -77,7 +81,7 @@ class DualLoss(nn.Module):
         for number, point in enumerate(points):
             out = model.video(video, point=point)
             clips = F.normalize(out.embedding, dim=-1)
-            matched = contrastive(clips, right, scale, same=same, hard_texts=wrong)
+            matched = contrastive(gathered(clips), all_right, scale, same=same, hard_texts=all_wrong)
             named = attributes(self.clip(SHARPNESS * clips), wanted, ATTRIBUTE_SIZES)
             shown = self._patches(out, shown_by)
             loss = loss + (matched + named + shown) / len(points)

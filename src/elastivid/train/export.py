@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 
+from safetensors.torch import save_file
 from torch import nn
 
 from elastivid.models.towers import TwoTowers
@@ -26,22 +28,27 @@ def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
         folder: the folder of the run.
         step: optimizer steps done.
     """
-    import copy
-
-    from safetensors.torch import save_file
-
-    model = copy.deepcopy(recipe.exported(module)).cpu().eval()
-    card = {"recipe": recipe.name, "steps": step, "batch_size": recipe.config.batch_size, "seed": recipe.config.seed}
-    path = folder / MODEL
+    exported = recipe.exported(module)
+    model = copy.deepcopy(exported.model).cpu().eval()
+    card = {
+        "recipe": recipe.name,
+        "steps": step,
+        "batch_size": recipe.config.batch_size,
+        "seed": recipe.config.seed,
+        **exported.card,
+    }
+    path, address = folder / MODEL, f"{recipe.name}@{step}"
     if isinstance(model, TwoTowers):
-        save(model, path, address=f"{recipe.name}@{step}", licence="unknown", card=card)
+        save(model, path, address=address, licence=exported.licence, card=card, measured=dict(exported.measured))
         return path
     config = getattr(model, "config", None)
     metadata = {
         "family": type(model).__module__.rpartition(".")[2],
-        "address": f"{recipe.name}@{step}",
+        "address": address,
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else None,  # type: ignore[arg-type]
+        "licence": exported.licence,
         "card": card,
+        **exported.measured,
     }
     partial = path.with_suffix(".partial")
     state = {name: value.contiguous() for name, value in model.state_dict().items()}

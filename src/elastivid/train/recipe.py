@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -64,6 +64,23 @@ class RecipeConfig:
             raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate must divide batch_size {self.batch_size}, got {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The model that a run is for, and what its file says of it.
+
+    Args:
+        model: without what only training needs.
+        licence: SPDX expression of the weights.
+        card: how it came about, beside what the loop knows; JSON values.
+        measured: what plans go by, see `elastivid.weights.load.save`.
+    """
+
+    model: nn.Module
+    licence: str = "unknown"
+    card: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Recipe(ABC):
@@ -144,6 +161,6 @@ class Recipe(ABC):
         """The number by which the best checkpoint is chosen, more is better: by default the mean accuracy."""
         return sum(float(row["accuracy"]) for row in rows) / len(rows)
 
-    def exported(self, module: nn.Module) -> nn.Module:
-        """The model that the run is for, without what only training needs."""
-        return module
+    def exported(self, module: nn.Module) -> Exported:
+        """The model that the run is for; by default all that was trained."""
+        return Exported(module)

@@ -20,14 +20,14 @@ class _Gather(torch.autograd.Function):
     """All processes' rows; backward sums the gradients of the own rows over the processes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         """(B, ...) to (P*B, ...), process after process."""
         parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
         distributed.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """(P*B, ...) to (B, ...)."""
         summed = gradient.contiguous().clone()
         distributed.all_reduce(summed)

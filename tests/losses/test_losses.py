@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from elastivid.losses.attributes import attributes
-from elastivid.losses.contrastive import agreement, contrastive, egonce, shared_action
+from elastivid.losses.contrastive import agreement, agreement_chain, agreement_star, contrastive, egonce, shared_action
 
 
 def unit(*shape, seed=0):
@@ -113,6 +113,17 @@ def test_agreement_ignores_length_and_spares_the_teacher():
     agreement(student, teacher).backward()
     assert student.grad is not None
     assert teacher.grad is None
+
+
+def test_self_distillation_teaches_downwards_only():
+    """Unit vectors at right angles disagree by 1/D: two components differ by 1 and smooth-L1 halves each square."""
+    large, middle, small = (torch.eye(3)[[i]].requires_grad_() for i in range(3))
+    assert agreement_chain([large, large, middle]).item() == pytest.approx(1 / 3, abs=1e-6)
+    agreement_chain([large, middle, small]).backward()
+    assert (large.grad, middle.grad is not None, small.grad is not None) == (None, True, True)
+    one, two = unit(4, 8), unit(4, 8, seed=1)
+    assert agreement_chain([one, two, one]).item() == pytest.approx(2 * agreement(one, two).item())
+    assert agreement_star([one, two, one]).item() == pytest.approx(agreement(two, one).item())
 
 
 def test_attributes_average_over_what_is_known():

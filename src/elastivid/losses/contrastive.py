@@ -5,6 +5,9 @@ Letters: B clips and their texts, M further texts, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -97,3 +100,23 @@ def agreement(student: Tensor, teacher: Tensor) -> Tensor:
     FluxViT's self-distillation between token counts (arXiv 2503.14237): the larger count teaches the smaller.
     """
     return F.smooth_l1_loss(F.normalize(student, dim=-1), F.normalize(teacher.detach(), dim=-1), reduction="mean")
+
+
+def agreement_chain(features: Sequence[Tensor]) -> Tensor:
+    """Self-distillation from count to count: sum of `agreement` of each with the one before it.
+
+    As the text of FluxViT has it (arXiv 2503.14237): the largest teaches the middle, the middle the smallest. Teachers
+    get no gradient.
+
+    Args:
+        features: (B, D) each, of the same samples, by falling number of tokens; at least two.
+    """
+    return torch.stack([agreement(student, teacher) for teacher, student in pairwise(features)]).sum()
+
+
+def agreement_star(features: Sequence[Tensor]) -> Tensor:
+    """Self-distillation from the largest count to all others: sum of `agreement` with the first.
+
+    As FluxViT's released code has it, its projections aside; see `agreement_chain` for arguments.
+    """
+    return torch.stack([agreement(student, features[0]) for student in features[1:]]).sum()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import av
 import numpy as np
 import pytest
 
+from elastivid.data.render import iterate_frames
 from elastivid.data.synthetic import VideoFormat, sample_scene, write_video
 from elastivid.search.cut import cut_moments
 from elastivid.search.moments import Moment
@@ -39,6 +41,30 @@ def test_a_copy_starts_at_a_keyframe_and_changes_no_pixel(video, tmp_path):
     cut_times, cut_frames = frames_of(cut.path)
     assert len(kept) <= len(cut_frames) <= len(kept) + 4
     assert np.allclose(cut_times[: len(kept)], times[kept] - times[kept[0]], atol=2e-3)
+    assert all(np.array_equal(frames[i], frame) for i, frame in zip(kept, cut_frames, strict=False))
+
+
+def test_a_copy_from_an_open_group_holds_no_picture_that_needs_what_was_cut_off(tmp_path):
+    path, settings = tmp_path / "open.mp4", "open-gop=1:bframes=3:b-adapt=0:keyint=24:min-keyint=24:scenecut=0"
+    scene = sample_scene(np.random.default_rng(0))
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=24, options={"x264-params": settings})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for picture in iterate_frames(scene, np.arange(96) / 24, 96, 128):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        output.mux(stream.encode())
+    with av.open(str(path)) as container:
+        stamps = [(p.pts, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
+    key = next(number for number, (_, whole) in enumerate(stamps) if whole and number)
+    assert stamps[key + 1][0] < stamps[key][0]  # the group is open: a picture after the keyframe is shown before it
+    (cut,) = cut_moments([moment(path, 1.5, 2.5)], tmp_path / "cuts")
+    assert cut.copied
+    with av.open(cut.path) as container:
+        assert min(p.pts for p in container.demux(container.streams.video[0]) if p.size) == 0
+    times, frames = frames_of(path)
+    kept = np.flatnonzero((times >= cut.start_seconds - 1e-3) & (times < 2.5 - 1e-6))
+    _, cut_frames = frames_of(cut.path)
+    assert 24 < len(kept) <= len(cut_frames)
     assert all(np.array_equal(frames[i], frame) for i, frame in zip(kept, cut_frames, strict=False))
 
 

@@ -153,7 +153,10 @@ def _copy(moment: Moment, copy: _Copy, name: Path) -> Cut:
 def _packets(
     container: InputContainer, video: VideoStream, audio: AudioStream | None, moment: Moment, copy: _Copy
 ) -> Iterator[Packet]:
-    """Video packets from the keyframe on, in decoding order, until decoding passes the end; sound of the same span."""
+    """Video packets from the keyframe on, in decoding order, until decoding passes the end; sound of the same span.
+
+    Pictures that are decoded after the keyframe but shown before it (open groups) need what came before: left out.
+    """
     started = False
     for packet in container.demux([video, audio] if audio is not None else [video]):
         if packet.dts is None or not packet.size:
@@ -169,7 +172,7 @@ def _packets(
         started = started or (packet.is_keyframe and abs(shown - copy.keyframe_seconds) < 1e-3)
         if started and decoded >= moment.end_seconds:
             return
-        if started:
+        if started and shown >= copy.keyframe_seconds - 1e-3:
             yield packet
 
 

@@ -383,7 +383,7 @@ def page_step() -> None:
     write_page(
         "plan",
         "# Plans: do they hold?",
-        f"{machine()} Written by the steps of `python benchmarks/plan.py`, run with priority over other programs.",
+        f"{machine()} Written by the steps of `python benchmarks/plan.py`, each with the machine for itself.",
         "## Budgets drawn after profiling",
         "Log-uniform between the cheapest and the dearest point of a model; seeds drawn after profiling: "
         f"{seeds}. Goals: 95 % within, overshoot 10 %, use 75 %. Video for x realtime: {SOURCE}. Each plan was "

@@ -196,10 +196,10 @@ def test_measured_fronts_decide(elastic, elastic_planner):
         ),
         ("1mmacs", r"the cheapest there is, .* GMACs where 0.001 are allowed"),
         ("9000x", r"x realtime with the margin where 9000 are wanted"),
-        ("0.001MB", r"MB above the weights with a margin of 5 % where 0.001 are allowed"),
-        ("total 1MB", r"MB in total with a margin of 5 % where 1 are allowed"),
+        ("0.001MB", r"MB above the weights with a margin of 10 % where 0.001 are allowed"),
+        ("total 1MB", r"MB in total with a margin of 10 % where 1 are allowed"),
         ("5tokens", r"tokens where 5 are allowed"),
-        ("40ms, 0.001MB", r"MB above the weights with a margin of 5 % where 0.001 are allowed"),
+        ("40ms, 0.001MB", r"MB above the weights with a margin of 10 % where 0.001 are allowed"),
     ],
 )
 def test_refuses_the_impossible_and_names_the_cheapest(planner, text, message):

@@ -283,6 +283,19 @@ def test_an_unmounted_disk_is_not_a_mass_deletion(index, videos, what):
     assert len(index.files()) == 4 - len(prunable.gone)
 
 
+def test_an_unmounted_disk_may_have_a_dot_in_its_name(index, videos):
+    disk, other = videos.parent / "mnt" / "disk.1", videos.parent / "mnt" / "other.mp4"
+    disk.parent.mkdir()
+    shutil.copytree(videos, disk)
+    render(disk / "red.mp4", ("red", 3), ("blue", 6))
+    render(other, ("green", 3), ("grey", 4))
+    shutil.rmtree(videos)
+    index.add([disk, other])
+    shutil.rmtree(disk)  # what lies beside it is still there
+    with pytest.raises(LibraryError, match=r"disk\.1 .* as if a disk were not mounted"):
+        index.prune(index.prunable())
+
+
 def test_deleting_a_subfolder_is_no_unmounted_disk(index, videos):
     shutil.rmtree(videos / "sub")
     prunable = index.prunable()

@@ -83,7 +83,7 @@ def find_prunable(store: Store, folders: Iterable[str | Path] = (), *, unfinishe
         left=left,
         spaces=[settings for settings in others if settings not in begun],
         unfinished=begun if unfinished else [],
-        vanished=_vanished(gone, catalog, _roots_ever(store)),
+        vanished=_vanished(gone, catalog, _roots_ever(store, catalog)),
     )
 
 
@@ -139,12 +139,11 @@ def _is_lost(place: Place, record: FileRecord, catalog: Catalog) -> bool:
     return not is_there(place.path) or (place.missing and catalog.at(place.path) is not record)
 
 
-def _roots_ever(store: Store) -> list[str]:
+def _roots_ever(store: Store, catalog: Catalog) -> list[str]:
     """Folders that were ever indexed, the innermost first; for a file that was named, its folder."""
     roots = {text_to_path(text) for run in store.runs() for text in run.get("sources", ())}
-    folders = {
-        root if not os.path.splitext(root)[1] or os.path.isdir(root) else os.path.dirname(root) for root in roots
-    }
+    files = {place.path for record in catalog.records.values() for place in record.places}
+    folders = {os.path.dirname(root) if root in files else root for root in roots}
     return sorted(folders, key=len, reverse=True)
 
 

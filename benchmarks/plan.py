@@ -1,7 +1,7 @@
 """Do plans hold? 100 budgets for two models, drawn after profiling, each measured afresh; and every front plotted.
 
     python benchmarks/plan.py profile          # measures the machine (under 5 minutes), keeps the profiles
-    python benchmarks/plan.py check nano       # draws budgets with a fresh seed, plans, measures
+    python benchmarks/plan.py check nano       # draws budgets with a fresh seed, plans, measures; goes on if stopped
     python benchmarks/plan.py check fluxvit/small
     python benchmarks/plan.py index            # indexes rendered video within six budgets in x realtime
     python benchmarks/plan.py compile          # what torch.compile would gain
@@ -118,27 +118,36 @@ def check_step(name: str) -> None:
     planner = Planner(subject, profile=load_profile(subject), reading=load_reading(), source=SOURCE)
     if planner.profile is None or planner.reading is None:
         raise SystemExit(f"{name} has no profile of this machine and this code yet: run the step `profile` first")
-    seed = secrets.randbits(32)
-    rng = np.random.default_rng(seed)
-    reading = measure_reading()
-    model, rows = subject.build(), []
+    found = json.loads(kept(name).read_text()) if kept(name).exists() else {}
+    if found.get("profiled") != planner.profile.measured_at:  # budgets are drawn after profiling
+        found = {"profiled": planner.profile.measured_at, "seed": secrets.randbits(32), "rows": []}
+    reading, model, done = measure_reading(), subject.build(), len(found["rows"])
+    floors: dict[str, float] = {}
+    for kind, limit, floor in drawn(planner, found["seed"])[done:]:
+        budget = Budget(**{KINDS[kind][0]: limit}, batch=KINDS[kind][1])
+        if kind not in floors:
+            floors[kind] = spent(as_plan(floor, name), model, kind, planner, reading)
+        row = {"kind": kind, "limit": limit, "cheapest": floors[kind], "plan": None}
+        try:
+            plan = planner.plan(budget)
+        except BudgetError:
+            plan = None
+        if plan is not None:
+            row |= {"plan": json.loads(plan.to_json()), "measured": spent(plan, model, kind, planner, reading)}
+            print(kind, f"{limit:.4g} -> {row['measured']:.4g}", plan.point.tokens, plan.runtime.precision, flush=True)
+        found["rows"].append(row)
+        keep(name, found)
+
+
+def drawn(planner: Planner, seed: int) -> list[tuple[str, float, Estimate]]:
+    """Kind, limit and cheapest candidate of every budget."""
+    rng, found = np.random.default_rng(seed), []
     for kind, (field, batch, count) in KINDS.items():
         cheap = planner.cheapest(Budget(**{field: 1e-9 if field != "realtime_factor" else 1e9}, batch=batch))
         dear = planner.dearest(Budget(**{field: 1.0}, batch=batch))
         ends = sorted(float(end.spent(field) or 0.0) for end in (cheap, dear))
-        floor = spent(as_plan(cheap, name), model, kind, planner, reading)
-        for limit in np.exp(rng.uniform(np.log(ends[0]), np.log(ends[1]), count)):
-            budget = Budget(**{field: float(limit)}, batch=batch)
-            row = {"kind": kind, "limit": float(limit), "cheapest": floor, "plan": None}
-            try:
-                plan = planner.plan(budget)
-            except BudgetError:
-                rows.append(row)
-                continue
-            row |= {"plan": json.loads(plan.to_json()), "measured": spent(plan, model, kind, planner, reading)}
-            print(kind, f"{limit:.4g} -> {row['measured']:.4g}", plan.point.tokens, plan.runtime.precision, flush=True)
-            rows.append(row)
-    keep(name, {"seed": seed, "rows": rows, "margin": planner.margin})
+        found += [(kind, float(v), cheap) for v in np.exp(rng.uniform(np.log(ends[0]), np.log(ends[1]), count))]
+    return found
 
 
 def index_step() -> None:

@@ -251,11 +251,12 @@ class Planner:
         """The candidate with the most tokens that fits; among equals float32, then the fastest."""
         fitting = []
         for runtime in self._runtimes(budget):
-            counts = self._counts(sampling)
+            counts, is_known = self._counts(sampling), self._reaches_furthest(budget, runtime)
             low, high = 0, len(counts)  # counts[:low] fit, counts[high:] do not
             while low < high:
                 middle = (low + high) // 2
-                if self._fits(budget, self.estimate(sampling, counts[middle], width, runtime)):
+                estimate = self.estimate(sampling, counts[middle], width, runtime)
+                if self._fits(budget, estimate) and (is_known or not self._is_extrapolated(estimate)):
                     low = middle + 1
                 else:
                     high = middle
@@ -285,6 +286,18 @@ class Planner:
 
     def _fits(self, budget: Budget, estimate: Estimate) -> bool:
         return not estimate.broken(budget, self.margin)
+
+    def _is_extrapolated(self, estimate: Estimate) -> bool:
+        sampling = estimate.sampling
+        return self.profile is not None and self.profile.is_extrapolated(
+            sampling.frames, sampling.size, estimate.point, estimate.runtime
+        )
+
+    def _reaches_furthest(self, budget: Budget, runtime: Runtime) -> bool:
+        """Whether no way of running was measured at dearer points: only such a way is trusted beyond what it was."""
+        if self.profile is None:
+            return True
+        return self.profile.most_macs(runtime) >= max(map(self.profile.most_macs, self._runtimes(budget)))
 
     def _counts(self, sampling: Sampling) -> list[int]:
         """Token counts that are considered on a grid, ascending."""
@@ -400,7 +413,7 @@ class Planner:
                 "profile predicted from the others, 1 in 20 took longer than that"
                 + ("; the machine was busy then, so profile it again" if self.margin > BUSY else "")
             )
-            if self.profile.is_extrapolated(sampling.frames, sampling.size, chosen.point, chosen.runtime):
+            if self._is_extrapolated(chosen):
                 reasons["extrapolated"] = "the point is dearer than any that was measured; trust its time less"
         return reasons
 
@@ -466,7 +479,7 @@ def _against(name: str, value: float | None, limit: float, margin: float) -> str
     if name == "milliseconds_per_clip":
         return f"{value * (1 + margin):.3g} ms with the margin where {limit:g} are allowed"
     if name in MEMORY:
-        return f"{value * (1 + MEMORY_MARGIN):.3g} {UNITS[name]} with a margin of {MEMORY_MARGIN:.0%} where {limit:g} are allowed"
+        return f"{value * (1 + MEMORY_MARGIN):.3g} {UNITS[name]} with the margin where {limit:g} are allowed"
     return f"{value:.3g} {UNITS[name]} where {limit:g} are allowed"
 
 

@@ -120,9 +120,12 @@ class Profile:
 
     def is_extrapolated(self, frames: int, size: int, point: OperatingPoint, runtime: Runtime) -> bool:
         """Whether the point lies far above the dearest one measured in this way of running."""
+        return self.subject.work(frames, size, point).macs > 1.5 * self.most_macs(runtime)
+
+    def most_macs(self, runtime: Runtime) -> float:
+        """MACs of the dearest point measured in this way of running, whatever the batch."""
         models = self._models.get(_way(runtime), {}).values()
-        most = max((model.most_macs for model in models), default=0.0)
-        return self.subject.work(frames, size, point).macs > 1.5 * most
+        return max((model.most_macs for model in models), default=0.0)
 
     @cached_property
     def runtimes(self) -> tuple[Runtime, ...]:

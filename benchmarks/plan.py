@@ -214,8 +214,7 @@ def spent(plan: Plan, model: Any, kind: str, planner: Planner, reading: Any) -> 
         milliseconds = undisturbed(runner, video)
     if kind != "x":
         return milliseconds
-    seconds = reading.seconds_per_second(planner.source, sampling)
-    return 1.0 / (seconds + milliseconds / 1e3 / sampling.stride_seconds)
+    return reading.realtime_factor(planner.source, sampling, milliseconds)
 
 
 def undisturbed(runner: Runner, video: torch.Tensor) -> float:

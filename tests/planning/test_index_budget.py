@@ -92,6 +92,7 @@ def test_refuses_what_cannot_be_planned(videos, tmp_path):
 
 def test_the_typical_source_is_that_of_readable_files(videos, tmp_path):
     source = typical_source([str(videos)])
-    assert (source.width, source.height, source.fps) == (96, 64, 10.0)
+    assert (source.width, source.height, source.fps, source.files) == (96, 64, 10.0, 3)
+    assert 0 < source.kilobits < 100
     (tmp_path / "empty").mkdir()
     assert typical_source([str(tmp_path / "empty")]).width == 1280

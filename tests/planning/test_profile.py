@@ -192,27 +192,53 @@ def test_unknown_models_are_named(address):
 # reading
 
 
-def test_realtime_needs_what_frames_and_pixels_need():
-    reading = fake_reading()
-    exact = Sampling()
-    small = reading.seconds_per_second(Source(320, 240), exact)
-    # 30 frames decoded, 2 looked at, 4 transformed, on two cores
-    assert small == pytest.approx((30 * 0.1 + 2 * 0.2 + 4 * 0.05) / 1e3 / 2)
+def test_reading_needs_what_frames_and_pixels_need():
+    reading, exact = fake_reading(), Sampling()
+
+    def decode(source, sampling=exact):
+        return reading.processor_seconds(source, sampling)[0]
+
+    # 30 frames decoded, 2 looked at, 4 transformed
+    assert reading.processor_seconds(Source(320, 240), exact) == pytest.approx(
+        ((30 * 0.1 + 2 * 0.2) / 1e3, 4 * 0.05 / 1e3)
+    )
     keyframes = replace(exact, decode="keyframes")
-    assert reading.seconds_per_second(Source(320, 240), keyframes) == pytest.approx((0.5 * 1.0 + 0.2) / 1e3 / 2)
-    between = reading.seconds_per_second(Source(1280, 720), exact)
-    large = reading.seconds_per_second(Source(1920, 1080), exact)
-    assert small < between < large < reading.seconds_per_second(Source(3840, 2160), exact)
+    assert decode(Source(320, 240), keyframes) == pytest.approx(0.5 * 1.0 / 1e3)
+    sizes = [(320, 240), (1280, 720), (1920, 1080), (3840, 2160)]
+    assert sorted(sizes, key=lambda size: decode(Source(*size))) == sizes
     odd = replace(exact, stride_seconds=1.9)  # windows share no times: each looks at all its frames
-    assert reading.seconds_per_second(Source(320, 240), odd) > small
+    assert decode(Source(320, 240), odd) > decode(Source(320, 240))
+
+
+def test_more_bits_take_longer_to_decode():
+    reading, exact = fake_reading(), Sampling()
+    found = [reading.processor_seconds(Source(320, 240, kilobits=k), exact)[0] for k in (None, 8.0, 18.0, 7.0, 0.0)]
+    assert found[0] == pytest.approx(found[1])
+    assert found[2] - found[1] == pytest.approx(30 * 10 * 0.01 / 1e3)
+    assert found[1] - found[3] == pytest.approx(30 * 1 * 0.01 / 1e3)
+    assert found[4] == pytest.approx((30 * 0.03 + 2 * 0.2) / 1e3)  # never below a part of the typical cost
+
+
+def test_realtime_shares_work_but_one_small_file_is_decoded_by_one_core():
+    reading, exact = fake_reading(), Sampling()
+    decode, transform = reading.processor_seconds(Source(320, 240), exact)
+    assert reading.realtime_factor(Source(320, 240), exact, 40.0) == pytest.approx(
+        1 / ((decode + transform) / CORES + 0.04 / 2)
+    )
+    many, one = (reading.realtime_factor(Source(320, 240, files=files), exact, 0.0) for files in (9, 1))
+    assert many == pytest.approx(CORES / (decode + transform))
+    assert one == pytest.approx(1 / decode)
+    large = [reading.realtime_factor(Source(1920, 1080, files=files), exact, 0.0) for files in (9, 1)]
+    assert large[0] == large[1]  # its decoder uses all cores
 
 
 def test_sources_are_read_and_refused():
     assert Source.parse("1920x1080") == Source(1920, 1080, 30.0)
     assert Source.parse("640X360@23.976") == Source(640, 360, 23.976)
     assert Source.typical([]) == Source()
-    videos = [(1920, 1080, 25.0), (320, 240, None), (640, 360, 50.0)]
-    assert Source.typical(videos) == Source(640, 360, 37.5)
+    videos = [(1920, 1080, 25.0, 200.0), (320, 240, None, None), (640, 360, 50.0, 20.0)]
+    assert Source.typical(videos, 3) == Source(640, 360, 37.5, 110.0, 3)
+    assert str(Source(640, 360, 25.0, 20.0)) == "640x360 at 25 frames/s, 500 kbit/s"
     for text in ("", "1080p", "0x4", "640x360@0", "640x360@nan", "axb"):
         with pytest.raises(BudgetError, match="cannot read the video"):
             Source.parse(text)

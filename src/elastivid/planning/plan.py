@@ -8,7 +8,7 @@ at a sixth (arXiv 2503.14237), AdaVid falls sharply at a quarter of its width (a
 
 Times come from a `Profile` of this machine. Limits on time are kept with a margin that the profile states about itself.
 
-    x realtime = 1 / (seconds to read a second of video + milliseconds per clip / (1000 * stride))
+x realtime counts reading as well, see `elastivid.planning.reading`.
 """
 
 from __future__ import annotations
@@ -225,8 +225,7 @@ class Planner:
             milliseconds = self.profile.predict(sampling.frames, sampling.size, point, runtime)
             hardware = self._hardware(runtime)
             if self.reading is not None:
-                reading = self.reading.seconds_per_second(self.source, sampling)
-                realtime = 1.0 / (reading + milliseconds / 1e3 / sampling.stride_seconds)
+                realtime = self.reading.realtime_factor(self.source, sampling, milliseconds)
         cost = replace(
             cost,
             parameter_bytes=cost.parameter_bytes * ITEM_BYTES[runtime.precision] // 4,

@@ -1,10 +1,13 @@
 """What reading video costs on this machine: milliseconds of processor time for decoding and for making frames ready.
 
-    per second of video = frames/s of the stream * decode(pixels) + frames looked at per second * convert(pixels)
+    per second of video = frames/s of the stream * (decode(pixels) + kilobits above the reference * kilobit)
+                          + frames looked at per second * convert(pixels)
+    x realtime          = 1 / max(all work shared by all cores, decoding by as many cores as can take part in it)
 
 Short H.264 clips of three sizes are rendered and read with `VideoReader` as indexing reads them; other sizes are
-interpolated in pixels. With `decode="keyframes"` only whole pictures are decoded, at most one per keyframe of the
-stream. Other codecs cost up to a few times more: what is stated is a typical file, not a bound.
+interpolated in pixels. A small one is rendered a second time with more bits: at 240p a frame of a stream of 700 kbit/s
+takes more than twice as long as one of 200. With `decode="keyframes"` only whole pictures are decoded, at most one per
+keyframe of the stream. Other codecs cost up to a few times more: what is stated is a typical file, not a bound.
 """
 
 from __future__ import annotations
@@ -23,12 +26,15 @@ import numpy as np
 from elastivid.core.errors import BudgetError, PlanError
 from elastivid.core.point import Sampling
 from elastivid.planning.profile import cache_folder, machine_key, write_atomically
+from elastivid.video.decoder import INDEXED_THREADED_PIXELS
 from elastivid.video.reader import VideoReader
 
 SIZES = ((320, 240), (1280, 720), (1920, 1080))
 FPS = 30
 CLIP_SECONDS = 4.0
 KEYFRAME_SECONDS = 2.0
+BITS_PER_PIXEL, MANY_BITS_PER_PIXEL = 0.1, 0.4  # of a frame
+LEAST_DECODE = 0.3  # of the cost at the reference's bits: what a frame of few bits takes at least
 MODEL_SIZE = 168
 REPEATS = 3
 
@@ -40,11 +46,15 @@ class Source:
     Args:
         width, height: of its frames, in pixels.
         fps: frames per second.
+        kilobits: of a compressed frame; `None` takes those of the clips that reading was measured with.
+        files: how many there are, of those that are read side by side; `None` is at least one per core.
     """
 
     width: int = 1280
     height: int = 720
     fps: float = 30.0
+    kilobits: float | None = None
+    files: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -69,16 +79,18 @@ class Source:
         return source
 
     @classmethod
-    def typical(cls, videos: list[tuple[int, int, float | None]]) -> Source:
-        """The typical one of several (width, height, frames per second): medians; the default for none."""
+    def typical(cls, videos: list[tuple[int, int, float | None, float | None]], files: int | None = None) -> Source:
+        """The typical one of several (width, height, frames per second, kilobits per frame): medians, else defaults."""
         if not videos:
-            return cls()
-        width, height, _ = sorted(videos, key=lambda video: video[0] * video[1])[len(videos) // 2]
-        rates = [rate for *_, rate in videos if rate]
-        return cls(width, height, float(np.median(rates)) if rates else 30.0)
+            return cls(files=files)
+        width, height, *_ = sorted(videos, key=lambda video: video[0] * video[1])[len(videos) // 2]
+        rates, kilobits = ([v for v in column if v] for column in list(zip(*videos, strict=True))[2:])
+        typical_kilobits = float(np.median(kilobits)) if kilobits else None
+        return cls(width, height, float(np.median(rates)) if rates else 30.0, typical_kilobits, files)
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height} at {self.fps:g} frames/s"
+        bits = f", {self.kilobits * self.fps:.0f} kbit/s" if self.kilobits else ""
+        return f"{self.width}x{self.height} at {self.fps:g} frames/s{bits}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,7 @@ class ReadingRow:
         decode: per frame of the stream, decoding all.
         keyframe: per keyframe, decoding those alone, converting included.
         convert: per frame looked at: colours, resizing, copying.
+        kilobits: of a frame of the clip that was read.
     """
 
     width: int
@@ -97,6 +110,7 @@ class ReadingRow:
     decode: float
     keyframe: float
     convert: float
+    kilobits: float
 
 
 @dataclass(frozen=True)
@@ -107,16 +121,30 @@ class Reading:
         machine: where it was measured.
         rows: one per size of frames, ascending.
         transform: milliseconds per frame of the model's input, decoded frames to normalised floats.
+        kilobit: milliseconds of decoding per kilobit by which a frame differs from the rows.
         cores: processor threads that share the work.
     """
 
     machine: str
     rows: tuple[ReadingRow, ...]
     transform: float
+    kilobit: float
     cores: int
 
-    def seconds_per_second(self, source: Source, sampling: Sampling) -> float:
-        """Time to read one second of video on all cores, transform included."""
+    def realtime_factor(self, source: Source, sampling: Sampling, milliseconds: float) -> float:
+        """Seconds of video read and embedded per second.
+
+        Args:
+            source, sampling: what is read, and how.
+            milliseconds: of embedding one window, windows embedded side by side.
+        """
+        decode, transform = self.processor_seconds(source, sampling)
+        shared = (decode + transform) / self.cores + milliseconds / 1e3 / sampling.stride_seconds
+        files = self.cores if source.pixels >= INDEXED_THREADED_PIXELS else source.files or self.cores
+        return 1.0 / max(shared, decode / min(files, self.cores))  # small frames of one file are decoded by one core
+
+    def processor_seconds(self, source: Source, sampling: Sampling) -> tuple[float, float]:
+        """Processor time of one second of video: decoding with making pictures, and the model's transform."""
         looked_at = sampling.frames / min(
             sampling.window_seconds, sampling.stride_seconds
         )  # distinct frames per second
@@ -127,8 +155,14 @@ class Reading:
             whole = min(looked_at, 1.0 / KEYFRAME_SECONDS)
             read = whole * self._at("keyframe", source.pixels)
         else:
-            read = source.fps * self._at("decode", source.pixels) + looked_at * self._at("convert", source.pixels)
-        return (read + transformed * self.transform) / 1e3 / self.cores
+            read = source.fps * self._decode(source) + looked_at * self._at("convert", source.pixels)
+        return read / 1e3, transformed * self.transform / 1e3
+
+    def _decode(self, source: Source) -> float:
+        """Milliseconds of decoding one frame."""
+        typical = self._at("decode", source.pixels)
+        more = 0.0 if source.kilobits is None else source.kilobits - self._at("kilobits", source.pixels)
+        return max(typical + more * self.kilobit, LEAST_DECODE * typical)
 
     def _at(self, name: str, pixels: int) -> float:
         """Milliseconds at a size: between the measured ones along a line, beyond them in proportion to pixels."""
@@ -140,7 +174,8 @@ class Reading:
     @cached_property
     def _lines(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         sizes = np.array([row.width * row.height for row in self.rows])
-        return {n: (sizes, np.array([getattr(r, n) for r in self.rows])) for n in ("decode", "keyframe", "convert")}
+        names = ("decode", "keyframe", "convert", "kilobits")
+        return {name: (sizes, np.array([getattr(row, name) for row in self.rows])) for name in names}
 
 
 def _distinct_per_second(sampling: Sampling) -> float:
@@ -154,16 +189,21 @@ def _distinct_per_second(sampling: Sampling) -> float:
 
 def measure_reading(progress: Callable[[float, float, str], None] | None = None) -> Reading:
     """Render the reference clips, read them, time the transform. About ten seconds."""
-    report = progress or (lambda done, total, what: None)
+    report, steps = progress or (lambda done, total, what: None), len(SIZES) + 2
     rows = []
     with tempfile.TemporaryDirectory(prefix="elastivid-") as folder:
+        path = Path(folder) / "reference.mp4"
         for number, (width, height) in enumerate(SIZES):
-            report(number, len(SIZES) + 1, f"reading {width}x{height}")
-            path = Path(folder) / f"{height}.mp4"
+            report(number, steps, f"reading {width}x{height}")
             render_reference(path, width, height)
             rows.append(_measure_file(path, width, height))
-    report(len(SIZES), len(SIZES) + 1, "transform")
-    return Reading(machine_key(), tuple(rows), _measure_transform(), os.cpu_count() or 1)
+        width, height = SIZES[0]
+        report(steps - 2, steps, f"reading {width}x{height} with more bits")
+        render_reference(path, width, height, bits_per_pixel=MANY_BITS_PER_PIXEL)
+        rich = _measure_file(path, width, height)
+    kilobit = max(rich.decode - rows[0].decode, 0.0) / (rich.kilobits - rows[0].kilobits)
+    report(steps - 1, steps, "transform")
+    return Reading(machine_key(), tuple(rows), _measure_transform(), kilobit, os.cpu_count() or 1)
 
 
 def _measure_file(path: Path, width: int, height: int) -> ReadingRow:
@@ -176,7 +216,8 @@ def _measure_file(path: Path, width: int, height: int) -> ReadingRow:
         whole.append(_processor_ms(path, every[:: round(KEYFRAME_SECONDS * FPS)], "keyframes"))
     convert = max(min(all_of_them) - min(few), 0.0) / (frames - 2)
     decode = max(min(few) - 2 * convert, 0.0) / frames
-    return ReadingRow(width, height, decode, min(whole) / (CLIP_SECONDS / KEYFRAME_SECONDS), convert)
+    kilobits = path.stat().st_size * 8e-3 / frames
+    return ReadingRow(width, height, decode, min(whole) / (CLIP_SECONDS / KEYFRAME_SECONDS), convert, kilobits)
 
 
 def _processor_ms(path: Path, seconds: np.ndarray, decode: str) -> float:
@@ -202,7 +243,7 @@ def _measure_transform() -> float:
     return min(times)
 
 
-def render_reference(path: Path, width: int, height: int, seconds: float = CLIP_SECONDS) -> None:
+def render_reference(path: Path, width: int, height: int, *, bits_per_pixel: float = BITS_PER_PIXEL) -> None:
     """Write panning texture with sensor noise as H.264, a keyframe every two seconds."""
     import av
 
@@ -213,8 +254,8 @@ def render_reference(path: Path, width: int, height: int, seconds: float = CLIP_
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.bit_rate, stream.gop_size = round(3.0 * width * height), round(KEYFRAME_SECONDS * FPS)
-        for number in range(round(seconds * FPS)):
+        stream.bit_rate, stream.gop_size = round(bits_per_pixel * FPS * width * height), round(KEYFRAME_SECONDS * FPS)
+        for number in range(round(CLIP_SECONDS * FPS)):
             shift = 2 * (number % 150)
             picture = texture[:height, shift : shift + width] // 2 + 40 + noise[number % 4]
             frame = av.VideoFrame.from_ndarray(picture.astype(np.uint8), format="rgb24")
@@ -225,7 +266,8 @@ def render_reference(path: Path, width: int, height: int, seconds: float = CLIP_
 def _path() -> Path:
     import hashlib
 
-    sources = "".join((Path(__file__).parents[1] / "video" / n).read_text() for n in ("decoder.py", "frames.py"))
+    code = [Path(__file__), *(Path(__file__).parents[1] / "video" / name for name in ("decoder.py", "frames.py"))]
+    sources = "".join(path.read_text() for path in code)
     name = hashlib.sha256((machine_key() + sources).encode()).hexdigest()[:16]
     return cache_folder() / "profiles" / f"reading-{name}.json"
 

@@ -32,14 +32,16 @@ if TYPE_CHECKING:
 PROBED = 8
 PROBE_SECONDS = 30.0
 PROBE = """
-import json, sys
+import json, os, sys
 from elastivid.video.errors import VideoError
 from elastivid.video.reader import VideoReader
 for path in sys.argv[1:]:
     try:
         with VideoReader(path) as reader:
             found = reader.metadata
-            print(json.dumps([found.width, found.height, found.average_fps]), flush=True)
+            frames = (found.duration_seconds or 0.0) * (found.average_fps or 0.0)
+            kilobits = os.path.getsize(path) * 8e-3 / frames if frames else None
+            print(json.dumps([found.width, found.height, found.average_fps, kilobits]), flush=True)
     except (VideoError, OSError):
         pass
 """
@@ -89,11 +91,15 @@ def plan_for_index(
 
 
 def typical_source(roots: list[str]) -> Source:
-    """What is typical of the videos under `roots`: headers of up to eight, read in a process that may die alone."""
+    """What is typical of the videos under `roots`: headers of up to eight, read in a process that may die alone.
+
+    Sound counts as picture: it has few bits.
+    """
     found, _ = find_videos(roots)
     chosen = [file.path for file in found[:: max(1, len(found) // PROBED)]][:PROBED]
     if not chosen:
         return Source()
+    files = len(found)
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE, *chosen], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
@@ -101,7 +107,7 @@ def typical_source(roots: list[str]) -> Source:
         text = done.stdout
     except subprocess.TimeoutExpired as late:
         text = late.stdout.decode() if isinstance(late.stdout, bytes) else ""
-    return Source.typical([tuple(json.loads(line)) for line in text.splitlines() if line.endswith("]")])
+    return Source.typical([tuple(json.loads(line)) for line in text.splitlines() if line.endswith("]")], files)
 
 
 class PlannedPipeline:

@@ -35,5 +35,5 @@ def fake_profile(subject: Subject, seconds: float = 400.0, disturbed: bool = Tru
 
 
 def fake_reading() -> Reading:
-    rows = (ReadingRow(320, 240, 0.1, 1.0, 0.2, 8.0), ReadingRow(1920, 1080, 3.0, 36.0, 3.0, 200.0))
+    rows = (ReadingRow(320, 240, 0.1, 1.0, 0.2, 5.0, 8.0), ReadingRow(1920, 1080, 3.0, 36.0, 3.0, 100.0, 200.0))
     return Reading("here", rows, 0.05, 0.01, CORES)

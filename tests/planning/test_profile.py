@@ -206,6 +206,7 @@ def test_reading_needs_what_frames_and_pixels_need():
     assert decode(Source(320, 240), keyframes) == pytest.approx(0.5 * 1.0 / 1e3)
     sizes = [(320, 240), (1280, 720), (1920, 1080), (3840, 2160)]
     assert sorted(sizes, key=lambda size: decode(Source(*size))) == sizes
+    assert decode(Source(320, 240, seconds=10.0)) - decode(Source(320, 240)) == pytest.approx(5.0 / 10 / 1e3)
     odd = replace(exact, stride_seconds=1.9)  # windows share no times: each looks at all its frames
     assert decode(Source(320, 240), odd) > decode(Source(320, 240))
 
@@ -235,9 +236,9 @@ def test_realtime_shares_work_but_one_small_file_is_decoded_by_one_core():
 def test_sources_are_read_and_refused():
     assert Source.parse("1920x1080") == Source(1920, 1080, 30.0)
     assert Source.parse("640X360@23.976") == Source(640, 360, 23.976)
-    assert Source.typical([]) == Source()
-    videos = [(1920, 1080, 25.0, 200.0), (320, 240, None, None), (640, 360, 50.0, 20.0)]
-    assert Source.typical(videos, 3) == Source(640, 360, 37.5, 110.0, 3)
+    assert Source.typical([]) == Source(files=0)
+    videos = [Source(1920, 1080, 25.0, 200.0, 60.0), Source(320, 240, 30.0), Source(640, 360, 50.0, 20.0, 10.0)]
+    assert Source.typical(videos) == Source(640, 360, 30.0, 110.0, 35.0, 3)
     assert str(Source(640, 360, 25.0, 20.0)) == "640x360 at 25 frames/s, 500 kbit/s"
     for text in ("", "1080p", "0x4", "640x360@0", "640x360@nan", "axb"):
         with pytest.raises(BudgetError, match="cannot read the video"):

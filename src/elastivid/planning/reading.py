@@ -47,6 +47,7 @@ class Source:
         width, height: of its frames, in pixels.
         fps: frames per second.
         kilobits: of a compressed frame; `None` takes those of the clips that reading was measured with.
+        seconds: length of a file; `None` is so long that opening it does not count.
         files: how many there are, of those that are read side by side; `None` is at least one per core.
     """
 
@@ -54,6 +55,7 @@ class Source:
     height: int = 720
     fps: float = 30.0
     kilobits: float | None = None
+    seconds: float | None = None
     files: int | None = None
 
     @property
@@ -79,14 +81,24 @@ class Source:
         return source
 
     @classmethod
-    def typical(cls, videos: list[tuple[int, int, float | None, float | None]], files: int | None = None) -> Source:
-        """The typical one of several (width, height, frames per second, kilobits per frame): medians, else defaults."""
+    def typical(cls, videos: list[Source]) -> Source:
+        """The typical one of several: medians of what is known of them, the defaults where nothing is."""
         if not videos:
-            return cls(files=files)
-        width, height, *_ = sorted(videos, key=lambda video: video[0] * video[1])[len(videos) // 2]
-        rates, kilobits = ([v for v in column if v] for column in list(zip(*videos, strict=True))[2:])
-        typical_kilobits = float(np.median(kilobits)) if kilobits else None
-        return cls(width, height, float(np.median(rates)) if rates else 30.0, typical_kilobits, files)
+            return cls(files=0)
+        middle = sorted(videos, key=lambda video: video.pixels)[len(videos) // 2]
+
+        def median(values: list[float | None]) -> float | None:
+            known = [value for value in values if value is not None]
+            return float(np.median(known)) if known else None
+
+        return Source(
+            middle.width,
+            middle.height,
+            median([video.fps for video in videos]) or middle.fps,
+            median([video.kilobits for video in videos]),
+            median([video.seconds for video in videos]),
+            len(videos),
+        )
 
     def __str__(self) -> str:
         bits = f", {self.kilobits * self.fps:.0f} kbit/s" if self.kilobits else ""
@@ -102,6 +114,7 @@ class ReadingRow:
         decode: per frame of the stream, decoding all.
         keyframe: per keyframe, decoding those alone, converting included.
         convert: per frame looked at: colours, resizing, copying.
+        opening: per file: opening it, listing its packets, probing whether it can be read at random.
         kilobits: of a frame of the clip that was read.
     """
 
@@ -110,6 +123,7 @@ class ReadingRow:
     decode: float
     keyframe: float
     convert: float
+    opening: float
     kilobits: float
 
 
@@ -144,7 +158,7 @@ class Reading:
         return 1.0 / max(shared, decode / min(files, self.cores))  # small frames of one file are decoded by one core
 
     def processor_seconds(self, source: Source, sampling: Sampling) -> tuple[float, float]:
-        """Processor time of one second of video: decoding with making pictures, and the model's transform."""
+        """Processor time of one second of video: opening, decoding and making pictures; the model's transform."""
         looked_at = sampling.frames / min(
             sampling.window_seconds, sampling.stride_seconds
         )  # distinct frames per second
@@ -156,7 +170,8 @@ class Reading:
             read = whole * self._at("keyframe", source.pixels)
         else:
             read = source.fps * self._decode(source) + looked_at * self._at("convert", source.pixels)
-        return read / 1e3, transformed * self.transform / 1e3
+        opening = self._at("opening", source.pixels) / source.seconds if source.seconds else 0.0
+        return (read + opening) / 1e3, transformed * self.transform / 1e3
 
     def _decode(self, source: Source) -> float:
         """Milliseconds of decoding one frame."""
@@ -174,7 +189,7 @@ class Reading:
     @cached_property
     def _lines(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         sizes = np.array([row.width * row.height for row in self.rows])
-        names = ("decode", "keyframe", "convert", "kilobits")
+        names = ("decode", "keyframe", "convert", "opening", "kilobits")
         return {name: (sizes, np.array([getattr(row, name) for row in self.rows])) for name in names}
 
 
@@ -214,21 +229,31 @@ def _measure_file(path: Path, width: int, height: int) -> ReadingRow:
         all_of_them.append(_processor_ms(path, every, "exact"))
         few.append(_processor_ms(path, every[[frames // 4, frames - 1]], "exact"))
         whole.append(_processor_ms(path, every[:: round(KEYFRAME_SECONDS * FPS)], "keyframes"))
-    convert = max(min(all_of_them) - min(few), 0.0) / (frames - 2)
-    decode = max(min(few) - 2 * convert, 0.0) / frames
-    kilobits = path.stat().st_size * 8e-3 / frames
-    return ReadingRow(width, height, decode, min(whole) / (CLIP_SECONDS / KEYFRAME_SECONDS), convert, kilobits)
+    (opening, everything), (_, two), (_, keyframes) = (
+        (min(times) for times in zip(*found, strict=True)) for found in (all_of_them, few, whole)
+    )
+    convert = max(everything - two, 0.0) / (frames - 2)
+    return ReadingRow(
+        width,
+        height,
+        decode=max(two - 2 * convert, 0.0) / frames,
+        keyframe=keyframes / (CLIP_SECONDS / KEYFRAME_SECONDS),
+        convert=convert,
+        opening=opening,
+        kilobits=path.stat().st_size * 8e-3 / frames,
+    )
 
 
-def _processor_ms(path: Path, seconds: np.ndarray, decode: str) -> float:
-    """Processor time of all threads for the frames at these times, opening the file left out."""
+def _processor_ms(path: Path, seconds: np.ndarray, decode: str) -> tuple[float, float]:
+    """Processor time of all threads for opening the file, and for the frames at these times."""
+    started = time.process_time()
     with VideoReader(path, size=MODEL_SIZE) as reader:
-        if not (reader.metadata.num_frames and reader.earns_random_access):  # opens the file before the clock starts
+        if not (reader.metadata.num_frames and reader.earns_random_access):
             raise PlanError(f"the reference clip {path} cannot be read back; run `elastivid doctor`")
-        started = time.process_time()
+        opened = time.process_time()
         for _ in reader.iterate_played_at(seconds, decode=decode):
             pass
-        return (time.process_time() - started) * 1e3
+    return (opened - started) * 1e3, (time.process_time() - opened) * 1e3
 
 
 def _measure_transform() -> float:

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elastivid.core.budget import Budget
@@ -40,8 +41,10 @@ for path in sys.argv[1:]:
         with VideoReader(path) as reader:
             found = reader.metadata
             frames = (found.duration_seconds or 0.0) * (found.average_fps or 0.0)
-            kilobits = os.path.getsize(path) * 8e-3 / frames if frames else None
-            print(json.dumps([found.width, found.height, found.average_fps, kilobits]), flush=True)
+            values = {"width": found.width, "height": found.height, "fps": found.average_fps or 30.0}
+            if frames:
+                values |= {"kilobits": os.path.getsize(path) * 8e-3 / frames, "seconds": found.duration_seconds}
+            print(json.dumps(values), flush=True)
     except (VideoError, OSError):
         pass
 """
@@ -99,7 +102,6 @@ def typical_source(roots: list[str]) -> Source:
     chosen = [file.path for file in found[:: max(1, len(found) // PROBED)]][:PROBED]
     if not chosen:
         return Source()
-    files = len(found)
     try:
         done = subprocess.run(
             [sys.executable, "-c", PROBE, *chosen], capture_output=True, text=True, timeout=PROBE_SECONDS, check=False
@@ -107,7 +109,8 @@ def typical_source(roots: list[str]) -> Source:
         text = done.stdout
     except subprocess.TimeoutExpired as late:
         text = late.stdout.decode() if isinstance(late.stdout, bytes) else ""
-    return Source.typical([tuple(json.loads(line)) for line in text.splitlines() if line.endswith("]")], files)
+    sources = [Source(**json.loads(line)) for line in text.splitlines() if line.endswith("}")]
+    return replace(Source.typical(sources), files=len(found))
 
 
 class PlannedPipeline:

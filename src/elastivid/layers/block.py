@@ -6,6 +6,7 @@ Letters: B batch, N tokens, D channels, d active ones (see `layers.elastic`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +18,19 @@ from elastivid.layers.norm import RMSNorm
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear, with int(mlp_ratio * D) hidden channels. Cost: 2 r N D^2 multiply-accumulates."""
+    """Linear, activation, linear, with int(mlp_ratio * D) hidden channels. Cost: 2 r N D^2 multiply-accumulates."""
 
-    def __init__(self, dim: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
         self.mlp_ratio = mlp_ratio
+        self.activation = activation
         self.fc1 = nn.Linear(dim, int(dim * mlp_ratio))
         self.fc2 = nn.Linear(int(dim * mlp_ratio), dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, d) to (B, N, d) with the first r * d hidden channels."""
         d = x.shape[-1]
-        return linear(F.gelu(linear(x, self.fc1, int(d * self.mlp_ratio))), self.fc2, d)
+        return linear(self.activation(linear(x, self.fc1, int(d * self.mlp_ratio))), self.fc2, d)
 
 
 class Block(nn.Module):

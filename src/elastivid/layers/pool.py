@@ -49,7 +49,7 @@ class AttentionPool(nn.Module):
     def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, d) to (B, O); `sizes` (B, N) says how much each counts (`None`: the same, 0: padding)."""
         inner = min(self.num_heads, pool_heads_at(x.shape[-1], self.head_dim)) * self.head_dim
-        q = linear(layer_norm(_mean(x, sizes), self.norm_q), self.q, inner)  # (B, 1, A*K)
+        q = linear(layer_norm(mean_token(x, sizes), self.norm_q), self.q, inner)  # (B, 1, A*K)
         k = linear(layer_norm(x, self.norm_k), self.k, inner)  # (B, N, A*K)
         v = linear(layer_norm(x, self.norm_v), self.v, inner)
         q, k, v = (split_heads(y, self.head_dim) for y in (q, k, v))  # (B, A, ., K)
@@ -62,7 +62,7 @@ def pool_heads_at(width: int, head_dim: int) -> int:
     return max(1, width // head_dim)
 
 
-def _mean(x: Tensor, sizes: Tensor | None) -> Tensor:
+def mean_token(x: Tensor, sizes: Tensor | None) -> Tensor:
     """Mean token (B, 1, D) of (B, N, D), each weighted by its size (B, N)."""
     if sizes is None:
         return x.mean(dim=1, keepdim=True)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elastivid.core.cost import linear_macs
+
 
 def sincos(positions: Tensor, dim: int) -> Tensor:
     """Sine-cosine code of scalar positions: first half sines, second half cosines.
@@ -42,6 +44,30 @@ def sincos_3d(grid: tuple[int, int, int], dim: int) -> Tensor:
     y = sincos(torch.arange(rows), space_dim // 2)[None, :, None].expand(frames, -1, columns, -1)
     x = sincos(torch.arange(columns), space_dim // 2)[None, None].expand(frames, rows, -1, -1)
     return torch.cat([t, x, y], dim=-1).reshape(-1, dim)  # (T, H, W, D) -> (T*H*W, D)
+
+
+def sincos_flat(count: int, dim: int) -> Tensor:
+    """Code of places 0 to `count` - 1, sines and cosines in turn: VideoMAE's, over the tokens of a grid in a row.
+
+    Returns:
+        (count, dim) float32; channels 2i and 2i+1 have frequency 10000^(-2i/dim).
+    """
+    pairs = (torch.arange(dim) // 2).double()
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * 10000.0 ** (-2 * pairs / dim)  # (count, dim)
+    even = torch.arange(dim) % 2 == 0
+    return torch.where(even, angles.sin(), angles.cos()).float()
+
+
+def resize_macs(native: tuple[int, int, int], wanted: tuple[int, int, int], dim: int) -> int:
+    """MACs of `resize_table`, one axis after the other."""
+    (t, h, w), (t2, h2, w2), macs = native, wanted, 0
+    if t != t2:
+        macs += linear_macs(h * w * dim, t, t2)
+    if h != h2:
+        macs += linear_macs(t2 * w * dim, h, h2)
+    if w != w2:
+        macs += linear_macs(t2 * h2 * dim, w, w2)
+    return macs
 
 
 def resize_table(table: Tensor, native: tuple[int, int, int], wanted: tuple[int, int, int]) -> Tensor:

@@ -48,7 +48,7 @@ from elastivid.layers.block import Block, initialise_block
 from elastivid.layers.elastic import fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
 from elastivid.layers.pool import AttentionPool, pool_heads_at
-from elastivid.layers.position import resize_table, sincos_3d
+from elastivid.layers.position import resize_macs, resize_table, sincos_3d
 from elastivid.models.base import VideoEncoder
 from elastivid.select.base import Reducer
 from elastivid.select.motion import GroupDynamic
@@ -221,14 +221,8 @@ class FluxViTConfig:
 
     def _table_macs(self, frames: int, size: int, width: int) -> int:
         """MACs of resizing the position table, one axis after the other; once per call, whatever the batch."""
-        (t, h, w), side, macs = self.table_grid, size // self.patch_size, 0
-        if frames != t:
-            macs += linear_macs(h * w * width, t, frames)
-        if side != h:
-            macs += linear_macs(frames * w * width, h, side)
-        if side != w:
-            macs += linear_macs(frames * side * width, w, side)
-        return macs
+        side = size // self.patch_size
+        return resize_macs(self.table_grid, (frames, side, side), width)
 
     def _table_bytes(self, frames: int, size: int, width: int, batch: int, item: int) -> int:
         """Bytes alive while the position table is resized, 128 channels at a time in float32, beside the tokens."""

@@ -4,6 +4,7 @@
     RandomTubes    a place in the frame is drawn, for all times       VideoMAE, arXiv 2203.12602
     RandomFrames   whole frames are drawn                             the ablation of VideoMAE
     RunningCell    a part of every 2x2 cell, moving from frame to frame   VideoMAE V2, arXiv 2303.16727
+    BlockCell      one block of space-time at a drawn place               the other reading of "running cell"
     AttentionScore the places that a teacher's class token attends to     UMT, arXiv 2303.16058
 
 A selector is a value: the same seed keeps the same places in every batch, on every machine and however clips are
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from elastivid.core.errors import PointError
 from elastivid.core.tokens import Tokens
-from elastivid.select.base import Selector, checked_groups
+from elastivid.select.base import Selector, checked_groups, num_frames
 
 Seed = int | Sequence[int]
 """One seed for all clips, or one per clip."""
@@ -118,6 +119,43 @@ class RunningCell(Selector):
         rank = (2 * (y % 2) + x % 2 + phases + t + 1) % 4
         spread = ((y // 2).double() * 0.7548776662466927 + (x // 2).double() * 0.5698402909980532) % 1
         return rank - spread
+
+
+class BlockCell(Selector):
+    """Keep one block of frames, rows and columns at a drawn place; it wraps around the grid, so all places are alike.
+
+    Asked for no number it keeps the block; for another number, the block first and then the blocks behind it. Without
+    wrapping, a corner would stay in a hundredth of the draws that keep the centre.
+
+    Args:
+        cell: frames, rows and columns of the block; cut to the grid.
+        seed: what the place depends on, see `Seed`.
+
+    Raises:
+        PointError: a side is below 1 or a seed negative; on use: there is not one seed per clip.
+    """
+
+    def __init__(self, cell: tuple[int, int, int] = (4, 7, 7), seed: Seed = 0) -> None:
+        if len(cell) != 3 or min(cell) < 1:
+            raise PointError(f"cell must be frames, rows and columns, each >= 1, got {cell}")
+        self.cell = cell
+        self.seeds = _checked_seeds(seed)
+
+    def counts(self, tokens: Tokens) -> tuple[int, ...]:
+        """Places of the block, at most those there are."""
+        frames, rows, columns = (min(side, most) for side, most in zip(self.cell, tokens.grid, strict=True))
+        return tuple(min(frames * rows * columns, count) for count in tokens.counts)
+
+    def scores(self, tokens: Tokens) -> Tensor:
+        """Minus the number of blocks between the drawn one and the place, on the axis where it is most: (B, M)."""
+        _, rows, columns = tokens.grid
+        cells = _cells(tokens)
+        places = torch.stack([cells // (rows * columns), cells // columns % rows, cells % columns], dim=-1)  # (B, M, 3)
+        frames = [num_frames(tokens.grid, count) for count in tokens.counts]  # of each clip without its padding
+        grids = torch.tensor([(n, rows, columns) for n in frames], device=cells.device)  # (B, 3)
+        start = (_uniform(self.seeds, tokens, 3) * grids).long()  # (B, 3)
+        offset = (places - start[:, None]) % grids[:, None]  # (B, M, 3)
+        return -(offset // torch.tensor(self.cell, device=cells.device)).amax(dim=-1).double()
 
 
 class AttentionScore(Selector):

@@ -94,7 +94,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)  # (W*b, ...)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient, group=ctx.group)
         return gradient.chunk(processes(ctx.group))[dist.get_rank(ctx.group)], None  # (W*b, ...) -> (b, ...)

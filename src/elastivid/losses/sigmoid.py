@@ -143,7 +143,7 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         clips, texts, scale, bias = ctx.saved_tensors
         ring, factor = ctx.ring, -gradient / len(clips)
         of_clips, of_block = (torch.zeros_like(x, dtype=torch.float32) for x in (clips, texts))

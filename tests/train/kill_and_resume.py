@@ -1,0 +1,65 @@
+"""Trains in child processes that are killed at random moments, and goes on until a run is whole.
+
+    python kill_and_resume.py FOLDER KILLS SEED
+
+Children are forked from one process that has everything imported, so that a kill costs milliseconds. Prints a line per
+child: killed, or whole. A script of its own, because forking belongs into a process without threads.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tiny_recipe import TinyConfig, TinyRecipe
+
+from elastivid.train import checkpoint, log
+from elastivid.train.loop import train
+
+WHOLE_SECONDS = 0.5  # more than a whole run takes: some kills come while files are written, some after the end
+
+
+def child(folder: Path) -> None:
+    """Train or go on, in a process of its own; every file system call counts as a place to die."""
+    torch.set_num_threads(1)
+    log.importlib.util.find_spec = lambda name: None  # tensorboard starts a thread and takes half a second
+    train(recipe(), folder, device="cpu", resume=True)
+
+
+def recipe() -> TinyRecipe:
+    """Many small steps, a checkpoint after every second one."""
+    return TinyRecipe(replace(TinyConfig(), steps=(20, 60), save_every=2, log_every=3, evaluate_every=10))
+
+
+def main(folder: Path, kills: int, seed: int) -> None:
+    """Kill `kills` children at random moments, then let one end."""
+    rng = random.Random(seed)
+    train(recipe(), folder / "whole", device="cpu")
+    while True:
+        pid = os.fork()
+        if pid == 0:
+            child(folder / "killed")
+            os._exit(0)
+        if kills:
+            time.sleep(rng.uniform(0.0, WHOLE_SECONDS) if rng.random() < 0.5 else rng.uniform(0.0, WHOLE_SECONDS / 10))
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        killed = os.WIFSIGNALED(status)
+        done = (folder / "killed" / checkpoint.LAST).exists()
+        step = checkpoint.load_checkpoint(folder / "killed" / checkpoint.LAST)["step"] if done else 0
+        print("killed" if killed else f"ended {status}", "checkpoint at step", step, flush=True)
+        if not kills:
+            break
+        kills -= killed
+        if not killed:
+            break
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

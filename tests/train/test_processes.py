@@ -1,0 +1,127 @@
+"""What needs processes of its own: kills at random moments, two processes for one batch, signals, the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elastivid.train.checkpoint import load_checkpoint
+from elastivid.train.log import read_lines
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+
+
+def python(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run Python on one thread."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=check)
+
+
+def same(one, other) -> bool:
+    """Whether two checkpoints are bit for bit the same."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
+    out = python(HERE / "kill_and_resume.py", tmp_path, "12", "3").stdout
+    assert out.count("killed") >= 8, out
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for name in ("metrics.jsonl", "evaluation.jsonl"):
+        assert (whole / name).read_text() == (killed / name).read_text()
+    one, other = (load_checkpoint(folder / "last.pt") for folder in (whole, killed))
+    one.pop("seconds"), other.pop("seconds")
+    assert same(one, other)
+    assert same(*(load_file(folder / "model.safetensors") for folder in (whole, killed)))
+    assert not list(killed.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_the_batch_train_like_one_with_all_of_it(tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    python(*launch, HERE / "two_processes.py", tmp_path / "two")
+    python(HERE / "two_processes.py", tmp_path / "one")
+    one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    for part in ("module", "average"):
+        for name, value in one[part].items():
+            assert torch.allclose(value, two[part][name], atol=1e-4), name
+    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1]) == 6
+    for a, b in zip(*lines, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-4)
+    assert lines[0][-1]["loss"] < lines[0][0]["loss"] / 2
+
+
+@pytest.mark.slow
+def test_a_signal_stops_after_a_step_and_the_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "elastivid", "train", str(HERE / "tiny_recipe.py"), "--out", str(tmp_path)]
+    settings = ["--set", "steps=5,100000", "--set", "num_workers=1"]
+    running = subprocess.Popen([*command, *settings], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    end = time.monotonic() + 60
+    while not read_lines(tmp_path / "metrics.jsonl") and time.monotonic() < end:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    out, errors = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM, errors
+    assert "checkpoint written; go on with the same command and --resume" in out
+    assert "finishing the step" in errors
+    step = load_checkpoint(tmp_path / "last.pt")["step"]
+    assert step >= 3
+    refused = python("-m", "elastivid", "train", HERE / "tiny_recipe.py", "--out", tmp_path, check=False)
+    assert refused.returncode == 1
+    assert "already holds a run; go on with it (--resume)" in refused.stderr
+    changed = python(*command[1:], "--resume", "--set", "hidden=9", check=False)  # the other settings come from the run
+    assert "before -> now: hidden: 8 -> 9" in changed.stderr
+
+
+def test_commands_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
+    from elastivid.app import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["elastivid", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, errors = capsys.readouterr()
+        return stopped.value.code, out, errors
+
+    recipe, out = HERE / "tiny_recipe.py", tmp_path / "run"
+    code, text, _ = run("train", recipe, "--out", out, "--set", "steps=3,4", "--device", "cpu")
+    assert code == 0
+    assert "7 steps in" in text
+    assert "accuracy" in text
+    code, text, _ = run("train", recipe, "--out", out, "--resume", "--device", "cpu")
+    assert code == 0
+    code, text, _ = run("eval", recipe, "--from", out, "--json", "--device", "cpu")
+    values = json.loads(text)
+    assert values["rows"] == json.loads((out / "evaluated.json").read_text())["rows"]
+    assert values["rows"] == read_lines(out / "evaluation.jsonl")[-1]["rows"]
+    assert values["config"]["steps"] == [3, 4]
+    code, text, _ = run("eval", recipe, "--from", out, "--best", "--device", "cpu")
+    assert code == 0
+    assert "accuracy" in text.splitlines()[0]
+    code, text, _ = run("train", "--list")
+    assert "nano  Train `nano`" in text
+    code, _, errors = run("train", "nanno", "--out", tmp_path / "x")
+    assert code == 1
+    assert "unknown recipe" in errors
+    assert "Did you mean 'nano'" in errors
+    code, _, errors = run("train", recipe, "--out", tmp_path / "x", "--set", "hiden=3")
+    assert (code, "unknown setting of TinyConfig 'hiden'" in errors, "'hidden'" in errors) == (1, True, True)
+    code, _, errors = run("train", recipe, "--out", tmp_path / "x", "--set", "batch_size=many")
+    assert (code, "batch_size takes a whole number, got 'many'" in errors) == (1, True)
+    code, _, errors = run("eval", recipe, "--from", tmp_path / "x")
+    assert (code, "no checkpoint at" in errors) == (1, True)

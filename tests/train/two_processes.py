@@ -1,0 +1,58 @@
+"""Trains a contrastive recipe over the processes of this launch (`torch.distributed.run`), or alone.
+
+    python two_processes.py FOLDER
+
+Two small towers; every process sees its part of each batch and gathers the rest.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tiny_recipe import TinyConfig, TinyRecipe
+from torch import nn
+
+from elastivid.losses.contrastive import contrastive
+from elastivid.losses.gather import gathered
+from elastivid.train.loop import train
+from elastivid.train.order import Epochs
+from elastivid.train.stages import Stage
+
+
+class Pairs(TinyRecipe):
+    """Vectors and noisy views of them find each other."""
+
+    def build(self):
+        return nn.ModuleDict({"clip": nn.Linear(6, 8), "text": nn.Linear(6, 8)})
+
+    def stages(self):
+        return (
+            Stage("text", 5, 1e-2, trained=("text.*",)),
+            Stage("both", 25, 1e-2, warmup_steps=3, ema_decay=0.9),
+        )
+
+    def dataset(self, stage):
+        rng = np.random.default_rng(1)
+        clips = rng.standard_normal((40, 6)).astype(np.float32)
+        texts = clips + 0.3 * rng.standard_normal((40, 6)).astype(np.float32)
+        return Epochs(list(zip(clips, texts, strict=True)), self.config.seed)
+
+    def step(self, module, batch, stage, draws):
+        clips, texts = (F.normalize(module[name](x), dim=-1) for name, x in zip(("clip", "text"), batch, strict=True))
+        scale = 5 + 5 * torch.rand((), generator=draws)
+        loss = contrastive(gathered(clips), gathered(texts), scale)
+        return loss, {"cosine": (clips * texts).sum(-1).mean()}
+
+    def evaluate(self, module):
+        return []
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    config = replace(TinyConfig(), batch_size=8, log_every=5, save_every=10)
+    train(Pairs(config), Path(sys.argv[1]), device="cpu")

@@ -114,7 +114,7 @@ def test_commands_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     assert code == 0
     assert "accuracy" in text.splitlines()[0]
     code, text, _ = run("train", "--list")
-    assert "nano  Train `nano`" in text
+    assert "Train `nano`" in text
     code, _, errors = run("train", "nanno", "--out", tmp_path / "x")
     assert code == 1
     assert "unknown recipe" in errors

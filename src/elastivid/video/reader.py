@@ -134,6 +134,19 @@ class VideoReader:
         index = self._decoder.index()
         return index.num_frames if index is not None else sum(1 for _ in self._decoder.sequential())
 
+    def frame_times(self) -> np.ndarray:
+        """Seconds of all frames since the first one, float64 (T,): from the packet index where there is one, else by
+        decoding everything.
+
+        Raises:
+            VideoError: a limit is exceeded.
+        """
+        self._decoder.start_clock()
+        index = self._decoder.index()
+        if index is not None:
+            return index.times_seconds()
+        return np.array([item.seconds for item in self._decoder.sequential()], dtype=np.float64)
+
     def frames_at(self, indices: Sequence[int] | np.ndarray) -> Clip:
         """Frames by index into the sequentially decoded stream, in the order and with the repeats asked for.
 

@@ -171,7 +171,9 @@ def resized(frames: np.ndarray, height: int, width: int | None = None) -> np.nda
     width = height if width is None else width
     if frames.shape[1:3] == (height, width):
         return frames
-    planes = torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(0, 3, 1, 2)  # (T, 3, H, W), channels last
+    planes = torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(
+        0, 3, 1, 2
+    )  # (T, 3, H, W), channels last
     planes = interpolate(planes, (height, width), mode="bilinear", antialias=True)  # (T, 3, height, width)
     return np.ascontiguousarray(planes.permute(0, 2, 3, 1).numpy())
 

@@ -82,6 +82,15 @@ class Entry:
     source: str = ""
 
     @property
+    def name(self) -> str:
+        """Path, and the part of the file as a media fragment: "talk.mp4#t=3,8"."""
+        if self.start_seconds is None and self.end_seconds is None:
+            return str(self.path)
+        return f"{self.path}#t={self.start_seconds or 0:g}" + (
+            "" if self.end_seconds is None else f",{self.end_seconds:g}"
+        )
+
+    @property
     def origin(self) -> str:
         """`source`, or the path where nobody named one."""
         return self.source or str(self.path)

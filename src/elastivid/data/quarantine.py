@@ -38,6 +38,17 @@ class Quarantine:
         if not 0 <= limit <= 1 or total < 1:
             raise ValueError(f"limit must be a share in [0, 1] and total >= 1, got limit={limit}, total={total}")
         self.file, self.total, self.limit = file, total, limit
+        self._size, self._names = 0, frozenset[str]()
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a clip is listed, by whichever process."""
+        try:
+            size = self.file.stat().st_size
+        except FileNotFoundError:
+            size = 0
+        if size != self._size:
+            self._size, self._names = size, frozenset(row["path"] for row in self.rows())
+        return name in self._names
 
     def add(self, path: Path | str, reason: str, replaced_by: Path | str = "") -> None:
         """Report a clip; one that is listed already for the same reason is not listed again.

@@ -200,7 +200,9 @@ def affine(frames: np.ndarray, x_row: tuple[float, float, float], y_row: tuple[f
     there = [(a * x + b * y + c) / size * 2 - 1 for (a, b, c), size in ((x_row, width), (y_row, height))]
     grid = torch.from_numpy(np.stack(there, axis=-1)).float()  # (H, W, 2)
     fill = torch.tensor(FILL, dtype=torch.float32).view(3, 1, 1)
-    planes = torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(0, 3, 1, 2).float() - fill  # (T, 3, H, W)
+    planes = (
+        torch.from_numpy(np.require(frames, requirements=("C", "W"))).permute(0, 3, 1, 2).float() - fill
+    )  # (T, 3, H, W)
     moved = grid_sample(planes, grid.expand(len(frames), -1, -1, -1), align_corners=False) + fill
     return (moved + 0.5).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()  # (T, H, W, 3)
 

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -327,6 +328,12 @@ def test_bad_requests_say_what_is_allowed():
 # ---- files
 
 
+def decoded_frames(path: Path) -> list[tuple[float, np.ndarray]]:
+    """Time and RGB picture of every frame."""
+    with av.open(str(path)) as container:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
 @pytest.mark.parametrize(
     ("suffix", "video_format"),
     [
@@ -340,11 +347,16 @@ def test_files_decode_to_what_was_drawn(tmp_path, suffix, video_format):
     scene = sample_scene(np.random.default_rng(17), kind="pair", aspect=4 / 3)
     path = tmp_path / f"scene{suffix}"
     write_video(scene, path, video_format)
-    with av.open(str(path)) as container:
-        decoded = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    decoded = decoded_frames(path)
     again = tmp_path / f"again{suffix}"
     write_video(scene, again, video_format)
-    assert again.read_bytes() == path.read_bytes()
+    if video_format.codec == "libx264":  # about once in a hundred files of one process it chooses otherwise
+        repeated = decoded_frames(again)
+        assert [time for time, _ in repeated] == [time for time, _ in decoded]
+        apart = [np.abs(a.astype(int) - b).mean() for (_, a), (_, b) in zip(decoded, repeated, strict=True)]
+        assert max(apart) < 1.0
+    else:
+        assert again.read_bytes() == path.read_bytes()
     assert len(decoded) == round(4 * video_format.fps)
     times = np.array([time for time, _ in decoded])
     np.testing.assert_allclose(times, np.arange(len(decoded)) / video_format.fps, atol=2e-3)

@@ -83,7 +83,8 @@ def write_video(
     times_seconds: Sequence[float] | np.ndarray | None = None,
 ) -> None:
     """Render the scene and encode it as a real file (no audio). Encoding is single-threaded and writes no random
-    identifiers, so equal calls write equal files.
+    identifiers, so equal calls write equal files; but libx264 now and then chooses otherwise for a few frames, which
+    then differ by less than a grey level on average.
 
     Args:
         times_seconds: presentation times of the frames, ascending, for a file of variable rate; `None` gives a

@@ -1,0 +1,187 @@
+"""`ClipClassifier`: a video encoder and a linear head that names what a clip shows, at any of the encoder's points.
+
+    logits = W standardised [ embedding | mean of final tokens | mean and spread of the tokens of some blocks ] + b
+
+Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
+the spread of tokens over a clip says how much happens in it; which blocks are read is part of the config. Features are
+standardised with the mean and spread of the training set, so one rate fits all of them.
+
+Costs what the encoder costs, and one product of features and classes.
+
+Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elastivid.core.cost import Cost, linear_macs
+from elastivid.core.errors import PointError
+from elastivid.core.output import Output
+from elastivid.core.point import OperatingPoint
+from elastivid.core.state import State
+from elastivid.models.base import VideoEncoder
+from elastivid.video.transforms import Transform
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What a classifier is made of.
+
+    Args:
+        encoder: config of the video encoder.
+        classes: names of the K classes.
+        blocks: blocks whose tokens are read by their mean and spread, counted from 0.
+        transform: what turns decoded frames into input; it travels with the weights.
+        frames: frames of a clip that the head was trained on.
+
+    Raises:
+        ValueError: there are fewer than two classes, a name occurs twice, or there is no such block.
+    """
+
+    encoder: Any
+    classes: tuple[str, ...]
+    blocks: tuple[int, ...] = ()
+    transform: Transform = field(default_factory=Transform)
+    frames: int = 8
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"a classifier needs at least two classes with different names, got {self.classes}")
+        depth = self.encoder.depth
+        if not all(0 <= block < depth for block in self.blocks):
+            raise ValueError(f"the encoder has blocks 0 to {depth - 1}, got {self.blocks}")
+
+    def build(self) -> ClipClassifier:
+        """An untrained classifier."""
+        return ClipClassifier(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` reverses it."""
+        kind = type(self.encoder)
+        return {**dataclasses.asdict(self), "kind": [kind.__module__.rpartition(".")[2], kind.__name__]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ClassifierConfig:
+        """The config that `to_dict` described."""
+        values = dict(values)
+        family, name = values.pop("kind")
+        encoder = getattr(import_module(f"elastivid.models.{family}"), name)(**values.pop("encoder"))
+        return cls(encoder=encoder, transform=Transform.from_dict(values.pop("transform")), **values)
+
+
+class ClipClassifier(nn.Module):
+    """See the module's text. Honours the axes of its encoder; a narrower point's features are padded with zeros."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder: VideoEncoder = config.encoder.build()
+        width = config.encoder.embed_dim
+        self.sizes = [self._embedding_dim(), width] + [width] * (2 * len(config.blocks))
+        total = sum(self.sizes)
+        self.register_buffer("mean", torch.zeros(total))
+        self.register_buffer("spread", torch.ones(total))
+        self.head = nn.Linear(total, len(config.classes))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    @property
+    def supported_axes(self) -> frozenset[str]:
+        """Axes of an operating point that the encoder honours."""
+        return self.encoder.supported_axes
+
+    @property
+    def num_features(self) -> int:
+        """F."""
+        return self.head.in_features
+
+    def forward(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Output:
+        """Classify clips.
+
+        Args:
+            video: (B, T, 3, H, W) float, through `config.transform`.
+            point: what the encoder spends; `None` everything.
+            state: not used; must be `None`.
+
+        Returns:
+            `logits` (B, K), and `embedding` (B, F), the features.
+
+        Raises:
+            PointError: the encoder lacks an axis of the point, or a state was given.
+        """
+        features = self.features(video, point=point, state=state)
+        return Output(embedding=features, logits=self.classify(features))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, K) of features (B, F)."""
+        logits: Tensor = self.head((features.float() - self.mean) / self.spread)
+        return logits
+
+    def features(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Tensor:
+        """What the head reads, float32 (B, F); see `forward`."""
+        if state is not None:
+            raise PointError("a classifier has no streaming state; pass state=None")
+        read: dict[int, list[Tensor]] = {block: [] for block in self.config.blocks}
+        blocks = self._blocks()
+        hooks = [blocks[block].register_forward_hook(_keep(read[block])) for block in read]
+        try:
+            out = self.encoder(video, point=point)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        assert out.tokens is not None
+        prefix = out.tokens.num_prefix
+        parts = [out.embedding, out.tokens.x[:, prefix:].mean(dim=1)]
+        for pieces in read.values():  # a batch may have passed a block in several pieces
+            tokens = torch.cat(pieces)[:, prefix:].float()  # (B, N, d)
+            parts += [tokens.mean(dim=1), tokens.var(dim=1, unbiased=False).add(1e-6).sqrt()]
+        fitted = [F.pad(part.float(), (0, size - part.shape[-1])) for part, size in zip(parts, self.sizes, strict=True)]
+        return torch.cat(fitted, dim=-1)  # (B, F)
+
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and spread from the features (N, F) of a training set."""
+        self.mean.copy_(features.mean(dim=0))
+        self.spread.copy_(features.std(dim=0).clamp(min=1e-3))
+
+    def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
+        """Predicted cost of one clip of `frames` squares of `size` pixels."""
+        point = point or OperatingPoint()
+        cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
+        head = linear_macs(1, self.num_features, len(self.config.classes))
+        parameters = 4 * (self.num_features + 1) * len(self.config.classes)
+        return dataclasses.replace(
+            cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters
+        )
+
+    def _blocks(self) -> nn.ModuleList:
+        """The encoder's blocks, wherever it holds them."""
+        for name, module in self.encoder.named_modules():
+            if name.rpartition(".")[2] == "blocks" and isinstance(module, nn.ModuleList):
+                return module
+        raise TypeError(f"{type(self.encoder).__name__} holds no blocks to read")
+
+    def _embedding_dim(self) -> int:
+        config = self.config.encoder
+        for name in ("pool_dim", "output_dim", "embed_dim"):
+            if hasattr(config, name):
+                return int(getattr(config, name))
+        raise TypeError(f"{type(config).__name__} names no size of its embedding")
+
+
+def _keep(into: list[Tensor]) -> Any:
+    def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        into.append(output)
+
+    return hook

@@ -1,10 +1,12 @@
 """`ClipClassifier`: a video encoder and a linear head that names what a clip shows, at any of the encoder's points.
 
-    logits = W standardised [ embedding | mean of final tokens | mean and spread of the tokens of some blocks ] + b
+    features = [ embedding | mean of final tokens | for some blocks: mean, spread and change of their tokens ]
+    logits   = W standardised(features) + b
+    change   = mean over neighbouring frames of |token - token of the same place one frame before|
 
 Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
-the spread of tokens over a clip says how much happens in it; which blocks are read is part of the config. Features are
-standardised with the mean and spread of the training set, so one rate fits all of them.
+change says what moves: of a frozen encoder it is worth more than all the rest. Which blocks are read is part of the
+config. Features are standardised with the statistics of the training batches, so that one rate fits all of them.
 
 Costs what the encoder costs, and one product of features and classes.
 
@@ -28,6 +30,7 @@ from elastivid.core.errors import PointError
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
+from elastivid.core.tokens import Tokens
 from elastivid.models.base import VideoEncoder
 from elastivid.video.transforms import Transform
 
@@ -39,7 +42,7 @@ class ClassifierConfig:
     Args:
         encoder: config of the video encoder.
         classes: names of the K classes.
-        blocks: blocks whose tokens are read by their mean and spread, counted from 0.
+        blocks: blocks whose tokens are read by their mean, spread and change, counted from 0.
         transform: what turns decoded frames into input; it travels with the weights.
         frames: frames of a clip that the head was trained on.
 
@@ -88,10 +91,9 @@ class ClipClassifier(nn.Module):
         self.config = config
         self.encoder: VideoEncoder = config.encoder.build()
         width = config.encoder.embed_dim
-        self.sizes = [self._embedding_dim(), width] + [width] * (2 * len(config.blocks))
+        self.sizes = [self._embedding_dim(), width] + [width] * (3 * len(config.blocks))
         total = sum(self.sizes)
-        self.register_buffer("mean", torch.zeros(total))
-        self.register_buffer("spread", torch.ones(total))
+        self.standard = nn.BatchNorm1d(total, affine=False)
         self.head = nn.Linear(total, len(config.classes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -125,7 +127,7 @@ class ClipClassifier(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, F)."""
-        logits: Tensor = self.head((features.float() - self.mean) / self.spread)
+        logits: Tensor = self.head(self.standard(features))
         return logits
 
     def features(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Tensor:
@@ -141,19 +143,14 @@ class ClipClassifier(nn.Module):
             for hook in hooks:
                 hook.remove()
         assert out.tokens is not None
-        prefix = out.tokens.num_prefix
+        prefix, earlier = out.tokens.num_prefix, _earlier(out.tokens)
         parts = [out.embedding, out.tokens.x[:, prefix:].mean(dim=1)]
         for pieces in read.values():  # a batch may have passed a block in several pieces
             tokens = torch.cat(pieces)[:, prefix:].float()  # (B, N, d)
-            parts += [tokens.mean(dim=1), tokens.var(dim=1, unbiased=False).add(1e-6).sqrt()]
+            spread = tokens.var(dim=1, unbiased=False).add(1e-6).sqrt()  # (B, d)
+            parts += [tokens.mean(dim=1), spread, _change(tokens, earlier)]
         fitted = [F.pad(part.float(), (0, size - part.shape[-1])) for part, size in zip(parts, self.sizes, strict=True)]
         return torch.cat(fitted, dim=-1)  # (B, F)
-
-    @torch.no_grad()
-    def standardise(self, features: Tensor) -> None:
-        """Take mean and spread from the features (N, F) of a training set."""
-        self.mean.copy_(features.mean(dim=0))
-        self.spread.copy_(features.std(dim=0).clamp(min=1e-3))
 
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Predicted cost of one clip of `frames` squares of `size` pixels."""
@@ -161,9 +158,7 @@ class ClipClassifier(nn.Module):
         cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
         head = linear_macs(1, self.num_features, len(self.config.classes))
         parameters = 4 * (self.num_features + 1) * len(self.config.classes)
-        return dataclasses.replace(
-            cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters
-        )
+        return dataclasses.replace(cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters)
 
     def _blocks(self) -> nn.ModuleList:
         """The encoder's blocks, wherever it holds them."""
@@ -185,3 +180,25 @@ def _keep(into: list[Tensor]) -> Any:
         into.append(output)
 
     return hook
+
+
+def _earlier(tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """For every placed token the number of the token of the same place one frame before, (B, N), and whether there is
+    one, (B, N, 1): selection may have left it out."""
+    frames, rows, columns = tokens.grid
+    cells = tokens.cells  # (B, N), -1 for padding
+    batch, count = cells.shape
+    total, step = frames * rows * columns, rows * columns
+    number = cells.new_full((batch, step + total + 1), -1)  # of the token in a cell; a frame of none before the first
+    places = torch.where(cells < 0, total, cells) + step
+    number.scatter_(1, places, torch.arange(count, device=cells.device).expand(batch, -1))
+    before = number.gather(1, cells.clamp(min=0))  # (B, N): the cell one frame before, because of the frame of none
+    there = (before >= 0) & (cells >= 0)
+    return before.clamp(min=0), there.unsqueeze(-1)
+
+
+def _change(x: Tensor, earlier: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean of |x - x one frame before| over the tokens that have one, (B, d); zero where none has."""
+    before, there = earlier
+    moved = (x - x.gather(1, before.unsqueeze(-1).expand_as(x))).abs() * there  # (B, N, d)
+    return moved.sum(dim=1) / there.sum(dim=1).clamp(min=1)

@@ -1,0 +1,280 @@
+"""What the recipes of classifiers share: labelled clips in two parts, an encoder by its address, rows of an evaluation.
+
+Letters: N clips, V views, T frames, S side in pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elastivid.core.errors import ElastividError
+from elastivid.core.point import OperatingPoint
+from elastivid.data.augment import Augmentation
+from elastivid.data.cache import ClipCache
+from elastivid.data.clips import ClipReading, Clips
+from elastivid.data.listing import Entry, classes_of, read_entries
+from elastivid.data.quarantine import Quarantine
+from elastivid.data.sampling import Dense, FrameSampling, Segments, Uniform
+from elastivid.data.splits import leakage_report, split_by_source
+from elastivid.data.synthetic import VideoFormat, sample_scene, write_video
+from elastivid.data.world import Scene
+from elastivid.models.base import VideoEncoder
+from elastivid.models.classifier import ClassifierConfig, ClipClassifier
+from elastivid.planning.profile import cache_folder
+from elastivid.train.recipe import RecipeConfig, Row
+from elastivid.video.transforms import Transform
+from elastivid.weights.load import ALIASES, build, load
+
+SAMPLINGS = ("segments", "uniform", "dense")
+
+
+class DataError(ElastividError, ValueError):
+    """A recipe has no data to train on, or the model is not one it can train."""
+
+
+@dataclass(frozen=True)
+class LabelledConfig(RecipeConfig):
+    """Settings of recipes that train on labelled clips.
+
+    Args:
+        data: list or folder of clips, see docs/data.md.
+        test: clips to score; without, one of `folds` parts of `data` is set apart, sources whole.
+        folds, fold: how many parts, and which is set apart; `fold=-1` trains on everything and scores nothing.
+        model: shipped name or file of a dual encoder, whose video tower is taken, or `family/preset`, untrained.
+        blocks: blocks that the head reads beside the embedding, counted from 0.
+        frames, size: of a sample; `size` is the side in pixels.
+        tokens: budgets that are scored, and drawn from in training; 0 for all tokens of a clip.
+        sampling: segments (TSN), uniform, or dense (every fourth frame).
+        short_side: pixels of the shorter side of decoded frames, which samples are cut out of.
+        kept_frames: most frames of a clip that the cache keeps; 0 keeps all, as dense sampling needs.
+        cache: folder of decoded clips and of the quarantine; by default in the user's cache folder.
+        cache_gigabytes: what it may take; 0 decodes every time.
+        max_left_out: share of clips that may be unreadable before the run stops.
+        test_views, test_crops: choices of frames and places (1 or 3) of a test clip, whose probabilities are averaged.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    data: Path | None = None
+    test: Path | None = None
+    folds: int = 5
+    fold: int = 0
+    model: str = "nano"
+    blocks: tuple[int, ...] = ()
+    frames: int = 8
+    size: int = 112
+    tokens: tuple[int, ...] = (0,)
+    sampling: str = "segments"
+    short_side: int = 128
+    kept_frames: int = 32
+    cache: Path | None = None
+    cache_gigabytes: float = 20.0
+    max_left_out: float = 0.05
+    test_views: int = 2
+    test_crops: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {', '.join(SAMPLINGS)}, got {self.sampling!r}")
+        if not -1 <= self.fold < self.folds:
+            raise ValueError(f"fold must be -1 to {self.folds - 1}, got {self.fold}")
+        if self.size > self.short_side:
+            raise ValueError(f"short_side must be at least size {self.size}, got {self.short_side}")
+
+    @property
+    def folder(self) -> Path:
+        """Where decoded clips and the quarantine lie."""
+        return self.cache or cache_folder() / "clips"
+
+    @property
+    def points(self) -> tuple[OperatingPoint, ...]:
+        """An operating point for each of `tokens`."""
+        return tuple(OperatingPoint(tokens=count or None) for count in self.tokens)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Frames and side of a sample."""
+        return self.frames, self.size
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Clips to train on and clips to score; `test` is `None` where nothing is scored."""
+
+    train: Clips
+    test: Clips | None
+
+
+def parts_of(config: LabelledConfig, augmentation: Augmentation) -> Parts:
+    """Read the lists, part them, and say on stderr what leaks from one part to the other.
+
+    Raises:
+        DataError: a clip has no label, or `data` is not set.
+        ListError, QuarantineError, ValueError: see `elastivid.data`.
+    """
+    train, test = labelled_entries(config.data), labelled_entries(config.test) if config.test else []
+    classes = classes_of(train)
+    if not test and config.fold >= 0:
+        folds = split_by_source(train, config.folds)
+        test = [entry for entry, fold in zip(train, folds, strict=True) if fold == config.fold]
+        train = [entry for entry, fold in zip(train, folds, strict=True) if fold != config.fold]
+    if test:
+        print("\n".join(leakage_report(train, test)), file=sys.stderr)
+    scored = clips_of(config, test, classes, augmentation) if test else None
+    return Parts(clips_of(config, train, classes, augmentation), scored)
+
+
+def labelled_entries(path: Path | None) -> list[Entry]:
+    """Entries of a list or folder that all have a label.
+
+    Raises:
+        DataError: there is no path, or a clip has no label.
+    """
+    if path is None:
+        raise DataError("there is nothing to train on; name a list or a folder of classes: --set data=FOLDER")
+    entries = read_entries(path)
+    bare = [entry.name for entry in entries if not entry.label]
+    if bare:
+        raise DataError(
+            f"{path}: {len(bare)} clips have no label, the first {bare[0]}; a classifier needs one for each"
+        )
+    return entries
+
+
+def clips_of(
+    config: LabelledConfig, entries: Sequence[Entry], classes: Sequence[str], augmentation: Augmentation
+) -> Clips:
+    """Entries as a data set, with the cache and the quarantine of the settings."""
+    samplings: dict[str, FrameSampling] = {"segments": Segments(), "uniform": Uniform(), "dense": Dense()}
+    reading = ClipReading(samplings[config.sampling], augmentation, config.short_side, config.kept_frames or None)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    cache = ClipCache(config.folder, int(config.cache_gigabytes * 2**30)) if config.cache_gigabytes else None
+    quarantine = Quarantine(config.folder / "quarantine.jsonl", len(entries), config.max_left_out)
+    return Clips(entries, reading, quarantine, classes=classes, cache=cache)
+
+
+def encoder_of(address: str) -> tuple[VideoEncoder, Transform]:
+    """A video encoder with the transform it wants.
+
+    Args:
+        address: shipped name or file of a dual encoder, whose video tower is taken; `family/preset` builds an
+            untrained model, or the video tower of one.
+
+    Raises:
+        DataError: it has no video tower of ours.
+        UnknownNameError, WeightsError: see `elastivid.weights.load`.
+    """
+    model: Any = load(address) if address in ALIASES or address.endswith(".safetensors") else build(address)
+    tower = getattr(model, "video", model)
+    if not isinstance(tower, VideoEncoder):
+        raise DataError(f"{address} is a {type(model).__name__}, which has no video encoder of ours to train")
+    config: Any = tower.config
+    return tower, getattr(model, "transform", None) or Transform(size=config.image_size)
+
+
+def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0) -> ClipClassifier:
+    """An encoder with a new head.
+
+    Args:
+        config: names the encoder and the blocks to read.
+        classes: names of the classes.
+        drop_path: of the encoder, where its family has it.
+    """
+    encoder, transform = encoder_of(config.model)
+    inner: Any = encoder.config
+    if hasattr(inner, "drop_path"):
+        inner = replace(inner, drop_path=drop_path)
+    transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
+    made = ClassifierConfig(inner, tuple(classes), config.blocks, transform, config.frames).build()
+    made.encoder.load_state_dict(encoder.state_dict())
+    return made
+
+
+def normalised(frames: Tensor, transform: Transform) -> Tensor:
+    """Frames uint8 (..., T, S, S, 3) to model input (..., T, 3, S, S) on the same device."""
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (transform.mean, transform.std))
+    return (frames.movedim(-1, -3).float() / 255.0 - mean) / std
+
+
+def probabilities(
+    model: ClipClassifier, clips: Clips, config: LabelledConfig, batch: int = 8
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Class probabilities of test clips, the mean over their views, at each operating point of the settings.
+
+    Clips that cannot be read are left to the quarantine.
+
+    Yields:
+        indices of the clips of a batch, and float32 (points, clips, K).
+    """
+    device, indices = model.head.weight.device, list(clips.usable())
+    for start in range(0, len(indices), batch):
+        part = indices[start : start + batch]
+        views = [clips.views(i, config.shape, views=config.test_views, crops=config.test_crops) for i in part]
+        frames = torch.from_numpy(np.concatenate(views)).to(device)  # (B*V, T, S, S, 3)
+        video = normalised(frames, model.config.transform)
+        found = []
+        for point in config.points:
+            with torch.no_grad():
+                logits = model(video, point=point).logits  # (B*V, K)
+            shares = logits.softmax(dim=-1).unflatten(0, (len(part), -1)).mean(dim=1)  # (B, K)
+            found.append(shares.cpu().numpy())
+        yield part, np.stack(found)
+
+
+def rows_of(model: ClipClassifier, clips: Clips | None, config: LabelledConfig) -> list[Row]:
+    """Accuracy of test clips at each operating point, cost beside it; the quarantine is summed up on stderr."""
+    if clips is None:
+        return []
+    found = list(probabilities(model, clips, config))
+    print("\n".join(clips.quarantine.summary()), file=sys.stderr)
+    indices = [index for part, _ in found for index in part]
+    if not indices:
+        raise DataError(f"none of the {len(clips)} test clips can be read; see {clips.quarantine.file}")
+    scores, labels = np.concatenate([s for _, s in found], axis=1), np.array([clips.label_of(i) for i in indices])
+    views = config.test_views * config.test_crops
+    rows: list[Row] = []
+    for point, score in zip(config.points, scores, strict=True):
+        right = score.argmax(axis=1) == labels  # (N,)
+        own = score[np.arange(len(labels)), labels][:, None]
+        rows.append(
+            {
+                "point": f"{config.frames} x {config.size} px, {point.tokens or 'all'} tokens, {views} views",
+                "gmacs": views * model.cost(frames=config.frames, size=config.size, point=point).gmacs,
+                "accuracy": float(right.mean()),
+                "top5": float(((score > own).sum(axis=1) < 5).mean()),
+                "mean_class": float(np.mean([right[labels == label].mean() for label in np.unique(labels)])),
+                "clips": len(labels),
+            }
+        )
+    return rows
+
+
+def smoke_data(folder: Path) -> Path:
+    """A small folder of classes to try a recipe on: three motions, four rendered clips each. Written once."""
+    for motion in ("left", "grow", "blink"):
+        for number in range(4):
+            path = folder / motion / f"{number}.mp4"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f".{path.name}")
+                write_video(_scene(motion, number), partial, VideoFormat(64, 64, 12))
+                partial.replace(path)
+    return folder
+
+
+def _scene(motion: str, number: int) -> Scene:
+    rng = np.random.default_rng(number)
+    while True:
+        scene = sample_scene(rng, kind="single", aspect=1.0)
+        if scene.content[0].motion == motion:
+            return scene

@@ -1,0 +1,92 @@
+"""The classifier reads what it says it reads, at every point of its encoder, and its config rebuilds it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from elastivid.core.errors import PointError
+from elastivid.core.point import OperatingPoint
+from elastivid.models.adavid import PRESETS as ADAVID
+from elastivid.models.classifier import ClassifierConfig, ClipClassifier
+from elastivid.models.fluxvit import PRESETS as FLUXVIT
+from elastivid.video.transforms import Transform
+
+TINY = FLUXVIT["tiny"]
+
+
+def classifier(blocks: tuple[int, ...] = (0, 2), encoder=TINY) -> ClipClassifier:
+    torch.manual_seed(0)
+    model = ClassifierConfig(encoder, ("a", "b", "c"), blocks, Transform(size=70), 4).build().eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def video(batch: int = 3, frames: int = 4, size: int = 70) -> torch.Tensor:
+    return torch.randn(batch, frames, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def test_features_are_means_spreads_and_changes_of_tokens():
+    model, x = classifier(), video()
+    features = model.features(x)
+    assert features.shape == (3, model.num_features)
+    out = model.encoder(x)
+    d, e = TINY.embed_dim, TINY.pool_dim
+    assert torch.equal(features[:, :e], out.embedding)
+    tokens = out.tokens.x[:, 1:]
+    assert torch.allclose(features[:, e : e + d], tokens.mean(1), atol=1e-6)
+    mean, spread, change = features[:, -3 * d :].split(d, dim=1)  # of the last block, whose tokens are the final ones
+    assert torch.allclose(mean, tokens.mean(1), atol=1e-6)
+    assert torch.allclose(spread, tokens.var(1, unbiased=False).add(1e-6).sqrt(), atol=1e-5)
+    frames = tokens.unflatten(1, (4, 25))
+    assert torch.allclose(change, (frames[:, 1:] - frames[:, :-1]).abs().mean((1, 2)), atol=1e-5)
+    assert torch.equal(model(x).logits, model.classify(features))
+
+
+@torch.no_grad()
+def test_change_compares_kept_tokens_with_those_of_the_same_place():
+    model, x = classifier((2,)), video()
+    point = OperatingPoint(tokens=40)
+    out = model.encoder(x, point=point)
+    change = model.features(x, point=point)[:, -TINY.embed_dim :]
+    for clip in range(3):
+        token_at = dict(zip(out.taps["kept"][clip].tolist(), out.tokens.x[clip, 1:], strict=True))
+        pairs = [(token - token_at[cell - 25]).abs() for cell, token in token_at.items() if cell - 25 in token_at]
+        assert pairs
+        assert torch.allclose(change[clip], torch.stack(pairs).mean(0), atol=1e-5)
+    still = x[:, :1].expand(-1, 4, -1, -1, -1)
+    model.encoder.positions.zero_()
+    assert model.features(still)[:, -TINY.embed_dim :].abs().max() < 1e-5
+    assert model.features(video(frames=1))[:, -TINY.embed_dim :].abs().max() == 0  # nothing before the first frame
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", [TINY, ADAVID["tiny"]], ids=["fluxvit", "adavid"])
+def test_batches_points_and_config(encoder):
+    model = classifier(encoder=encoder)
+    size = 70 if encoder is TINY else encoder.image_size
+    x = video(size=size)
+    whole = model(x).logits
+    assert torch.allclose(torch.cat([model(x[i : i + 1]).logits for i in range(3)]), whole, atol=1e-4)
+    narrow = model(x, point=OperatingPoint(width=encoder.head_dim))
+    assert narrow.embedding.shape == (3, model.num_features)
+    assert not torch.allclose(narrow.logits, whole)
+    config = ClassifierConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
+    again = config.build().eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(x).logits, whole)
+    assert again.config == model.config
+    cost = model.cost(frames=4, size=size)
+    assert cost.macs == encoder.cost(frames=4, size=size).macs + 3 * model.num_features
+    with pytest.raises(PointError, match="no streaming state"):
+        model(x, state=object())
+
+
+def test_impossible_configs_are_refused():
+    with pytest.raises(ValueError, match="at least two classes with different names"):
+        ClassifierConfig(TINY, ("a", "a"))
+    with pytest.raises(ValueError, match=r"the encoder has blocks 0 to 2, got \(3,\)"):
+        ClassifierConfig(TINY, ("a", "b"), (3,))

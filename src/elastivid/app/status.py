@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from elastivid.search.status import IndexStatus, SpaceStatus
 
 SHOWN_PATHS = 5
+ENOUGH_SECONDS = 3600.0
 
 
 def lines_of_status(status: IndexStatus) -> list[str]:
@@ -23,13 +24,19 @@ def lines_of_status(status: IndexStatus) -> list[str]:
         f"video      {span(status.video_seconds)}, {_bytes(status.video_bytes)}, {status.windows:,} windows",
         f"window     {sampling.window_seconds:g} s every {sampling.stride_seconds:g} s, {sampling.frames} frames of "
         f"{sampling.size} px, {sampling.decode} decoding; {status.settings.point.tokens or 'all'} tokens",
-        f"size       {_bytes(status.size_bytes)} ({status.megabytes_per_hour:.1f} MB per hour of video): tables "
-        f"{_bytes(status.tables_bytes)}, search matrix {_bytes(status.snapshot_bytes)}",
+        f"size       {_bytes(status.size_bytes)}{_per_hour(status)}: tables {_bytes(status.tables_bytes)}, "
+        f"search matrix {_bytes(status.snapshot_bytes)}",
     ]
     lines += [_space(space) for space in status.spaces]
     lines += [_run(run) for run in status.runs]
     lines += _attention(status)
     return lines
+
+
+def _per_hour(status: IndexStatus) -> str:
+    """Size for an hour of video, once there is enough of it: below that it is the size of an empty index."""
+    enough = status.video_seconds >= ENOUGH_SECONDS
+    return f" ({status.megabytes_per_hour:.1f} MB per hour of video)" if enough else ""
 
 
 def _copies(count: int) -> str:

@@ -102,6 +102,19 @@ def test_bfloat16_attention_is_as_good_as_bfloat16(monkeypatch):
         assert error.norm() < 0.01 * exact.norm()
 
 
+@pytest.mark.parametrize("few", [True, False])
+def test_attention_trained_in_bfloat16_has_the_gradients_of_float32(monkeypatch, few):
+    """By plain products or by the kernel, under autocast, up to the roundings of bfloat16."""
+    monkeypatch.setattr(attention_module, "BF16_BY_VECTORS", True)
+    monkeypatch.setattr(attention_module, "SCORES_IN_TRAINING", 10**9 if few else 0)
+    q, k, v = (randn(2, 2, 40, 16, seed=n).requires_grad_() for n in range(3))
+    exact = torch.autograd.grad(attend(q, k, v).square().sum(), (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = torch.autograd.grad(attend(q, k, v).float().square().sum(), (q, k, v))
+    for ours, expected in zip(rounded, exact, strict=True):
+        assert (ours - expected).norm() < 0.03 * expected.norm()
+
+
 def test_norm_statistics_of_bfloat16_are_those_of_float32():
     x = randn(50, 384).bfloat16()
     exact = x.float() / (x.float().square().mean(-1, keepdim=True) + 1e-6).sqrt()

@@ -13,6 +13,7 @@ from elastivid.layers.elastic import first, linear, merge_heads, split_heads, st
 from elastivid.layers.norm import RMSNorm, inverse_rms
 
 SCORES_AT_ONCE = 2**20  # 2 MB in bfloat16
+SCORES_IN_TRAINING = 2**26  # of one layer, kept for the gradient in bfloat16 and float32: 400 MB
 _ABLE = torch.cpu.get_capabilities()
 BF16_BY_VECTORS = bool(_ABLE.get("avx512_bf16")) and not _ABLE.get("amx_bf16")  # this CPU's way with bfloat16
 
@@ -42,20 +43,16 @@ class Attention(nn.Module):
         dim: channels D.
         num_heads: heads A; D must be divisible by A.
         local: add the scaled and shifted values to the attention's result before the projection.
-        qk_norm: normalise queries and keys.
-        qkv_bias: give queries, keys and values a bias.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, *, local: bool = False, qk_norm: bool = True, qkv_bias: bool = False
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, *, local: bool = False) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
         self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.q_norm = RMSNorm(dim) if qk_norm else None
-        self.k_norm = RMSNorm(dim) if qk_norm else None
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_norm = RMSNorm(dim)
+        self.k_norm = RMSNorm(dim)
         self.local = ChannelAffine(dim) if local else None
         self.proj = nn.Linear(dim, dim)
 
@@ -66,10 +63,9 @@ class Attention(nn.Module):
         """
         d = x.shape[-1]
         q, k, v = stacked_linear(x, self.qkv)
-        if self.q_norm is not None and self.k_norm is not None:
-            both = first(self.q_norm.weight, d) * first(self.k_norm.weight, d)  # (d,): one pass instead of two
-            q = q * inverse_rms(q, self.q_norm.eps) * both
-            k = k * inverse_rms(k, self.k_norm.eps)
+        both = first(self.q_norm.weight, d) * first(self.k_norm.weight, d)  # (d,): one pass instead of two
+        q = q * inverse_rms(q, self.q_norm.eps) * both
+        k = k * inverse_rms(k, self.k_norm.eps)
         query, key, value = (split_heads(y, self.head_dim) for y in (q, k, v))  # each (B, A, N, K)
         out = merge_heads(attend(query, key, value, key_bias(sizes, x.dtype)))  # (B, N, d)
         if self.local is not None:
@@ -84,12 +80,8 @@ class Attention(nn.Module):
         d = x.shape[-1]
         query, key, _ = self.qkv.weight.unflatten(0, (3, -1))[:, :d, :d]  # (3*D, D) -> 3 (d, d)
         q, k = F.linear(x[:, :queries], query), F.linear(x, key)
-        if self.qkv.bias is not None:
-            shifts = self.qkv.bias.unflatten(0, (3, -1))[:, :d]  # (3*D,) -> (3, d)
-            q, k = q + shifts[0], k + shifts[1]
-        if self.q_norm is not None and self.k_norm is not None:
-            q = q * inverse_rms(q, self.q_norm.eps) * first(self.q_norm.weight, d)
-            k = k * inverse_rms(k, self.k_norm.eps) * first(self.k_norm.weight, d)
+        q = q * inverse_rms(q, self.q_norm.eps) * first(self.q_norm.weight, d)
+        k = k * inverse_rms(k, self.k_norm.eps) * first(self.k_norm.weight, d)
         q, k = split_heads(q, self.head_dim), split_heads(k, self.head_dim)  # (B, A, queries, K), (B, A, N, K)
         logits = q @ k.transpose(2, 3) * self.head_dim**-0.5  # (B, A, queries, N)
         bias = key_bias(sizes, x.dtype)
@@ -110,7 +102,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
     torch's fused kernel, except in bfloat16 on a CPU that multiplies bfloat16 by vectors and not by tiles (AMX): there
     the kernel runs no faster than in float32, and a few heads or rows at a time through two ordinary products take a
-    third of its time (docs/benchmarks/elastic.md).
+    third of its time (docs/benchmarks/elastic.md). In training its gradient takes several times as long as in float32;
+    there two ordinary products do it for as long as the scores of all heads, which the gradient needs, are few.
 
     Args:
         q: (B, A, M, K).
@@ -120,9 +113,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     Returns:
         (B, A, M, K).
     """
-    if q.dtype == torch.bfloat16 and q.is_cpu and not torch.is_grad_enabled() and BF16_BY_VECTORS:
-        return attend_in_steps(q, k, v, bias)
+    if q.is_cpu and BF16_BY_VECTORS and _computes_in_bf16(q):
+        if not torch.is_grad_enabled():
+            q, k, v = (y.to(torch.bfloat16) for y in (q, k, v))  # under autocast they come in float32
+            return attend_in_steps(q, k, v, None if bias is None else bias.to(torch.bfloat16))
+        if q.shape[:3].numel() * k.shape[2] <= SCORES_IN_TRAINING:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, A, M, N)
+            return (scores if bias is None else scores + bias).softmax(dim=-1) @ v  # (B, A, M, K)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _computes_in_bf16(x: Tensor) -> bool:
+    """Whether a product of `x` is one of bfloat16, by its own type or under autocast."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return x.dtype == torch.bfloat16
 
 
 @torch.library.custom_op("elastivid::attend_in_steps", mutates_args=())

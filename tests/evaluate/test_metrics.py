@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from elastivid.evaluate.metrics import average_precision, expected_average_precision, format_share, wilson_interval
+from elastivid.evaluate.metrics import (
+    average_precision,
+    expected_average_precision,
+    format_share,
+    mean_class_accuracy,
+    top_k_hits,
+    wilson_interval,
+)
 
 
 def test_average_precision_by_hand():
@@ -41,3 +48,25 @@ def test_errors():
         wilson_interval(3, 2)
     with pytest.raises(ValueError, match="must be 1 to 4, got 5"):
         expected_average_precision(5, 4)
+
+
+def test_top_k_against_sorting_and_with_ties():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(50, 7)), rng.integers(0, 7, 50)
+    for k in (1, 3, 7):
+        first = np.argsort(-scores, axis=1)[:, :k]
+        assert top_k_hits(scores, labels, k).tolist() == [
+            label in row for label, row in zip(labels, first, strict=True)
+        ]
+    assert top_k_hits(np.zeros((2, 3)), np.array([0, 2]), 2).tolist() == [False, False]
+    assert top_k_hits(np.zeros((1, 3)), np.array([0]), 3).tolist() == [True]
+    assert top_k_hits(np.array([[np.nan, 1.0]]), np.array([0])).tolist() == [False]
+
+
+def test_mean_class_counts_rare_classes_as_much():
+    hits, labels = np.array([1, 1, 1, 0, 0]), np.array(["a", "a", "a", "a", "b"])
+    assert mean_class_accuracy(hits, labels) == pytest.approx((0.75 + 0) / 2)
+    with pytest.raises(ValueError, match="labels must be 0 to 1"):
+        top_k_hits(np.zeros((1, 2)), np.array([2]))
+    with pytest.raises(ValueError, match="N >= 1"):
+        mean_class_accuracy(np.zeros(0), np.zeros(0))

@@ -10,7 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from elastivid.losses.attributes import attributes
-from elastivid.losses.contrastive import agreement, agreement_chain, agreement_star, contrastive, egonce, shared_action
+from elastivid.losses.contrastive import (
+    agreement,
+    agreement_chain,
+    agreement_star,
+    contrastive,
+    dual_softmax,
+    egonce,
+    prefix,
+    shared_action,
+)
 
 
 def unit(*shape, seed=0):
@@ -54,6 +63,56 @@ def test_equals_the_public_clip_loss(golden):
     assert (image.grad - tensors["case0.grad_image"]).abs().max() < 1e-5
     assert (text.grad - tensors["case0.grad_text"]).abs().max() < 1e-5
     assert (scale.grad - tensors["case0.grad_scale"]).abs().max() < 1e-5
+
+
+def test_a_scale_for_every_pair_equals_the_public_loss_of_mixed_narrations(golden):
+    """LaViLa: pairs of people's texts have one scale, of machines' another, mixed ones the geometric mean."""
+    tensors, metadata = golden("lavila_dual")
+    settings = json.loads(metadata["cases"])[3]["settings"]
+    human = tensors["case3.is_human"].bool()
+    one = torch.where(human, tensors["case3.logit_scale"], torch.tensor(1 / settings["pseudo_temperature"]))
+    scale = (one[:, None] * one).sqrt()
+    loss = contrastive(tensors["case3.image_embed"], tensors["case3.text_embed"], scale)
+    assert (loss - tensors["case3.loss"]).abs() < 1e-5
+
+
+def test_a_learned_scale_gets_its_gradient():
+    """d/ds log(1 + 3 exp(-s)) = -3 exp(-s) / (1 + 3 exp(-s))."""
+    scale = torch.tensor(2.0, requires_grad=True)
+    contrastive(torch.eye(4), torch.eye(4), scale).backward()
+    assert scale.grad.item() == pytest.approx(-3 * math.exp(-2) / (1 + 3 * math.exp(-2)), abs=1e-6)
+
+
+def test_prefixes_are_spaces_of_their_own():
+    clips, texts = 3 * unit(4, 8), 5 * unit(4, 8, seed=1)
+    whole = contrastive(F.normalize(clips, dim=-1), F.normalize(texts, dim=-1), 10.0).item()
+    half = contrastive(F.normalize(clips[:, :4], dim=-1), F.normalize(texts[:, :4], dim=-1), 10.0).item()
+
+    def loss(c, t):
+        return contrastive(c, t, 10.0)
+
+    assert prefix(loss, clips, texts, (8,)).item() == pytest.approx(whole)
+    assert prefix(loss, clips, texts, (4, 8)).item() == pytest.approx((whole + half) / 2)
+    assert prefix(loss, clips, texts, (4, 8), (3, 1)).item() == pytest.approx((whole + 3 * half) / 4)
+    leaf = clips.clone().requires_grad_()
+    prefix(loss, leaf, texts, (2, 4)).backward()
+    assert leaf.grad[:, 4:].abs().max() == 0
+    with pytest.raises(ValueError, match=r"in 1..8, got \(16,\)"):
+        prefix(loss, clips, texts, (16,))
+    with pytest.raises(ValueError, match="one for each of 2"):
+        prefix(loss, clips, texts, (4, 8), (1,))
+
+
+def test_dual_softmax_by_hand():
+    """An item that every query likes as much is weighed by 1/Q; one that only one query likes keeps its cosine."""
+    cosines = torch.tensor([[0.5, 1.0], [0.5, 0.0]])
+    weighed = dual_softmax(cosines, 100.0)
+    assert weighed[:, 0].tolist() == pytest.approx([0.25, 0.25])
+    assert weighed[:, 1].tolist() == pytest.approx([1.0, 0.0])
+    scale = 4.0
+    loss = F.cross_entropy(scale * dual_softmax(torch.eye(2), scale), torch.arange(2)).item()
+    weight = 1 / (1 + math.exp(-scale))
+    assert loss == pytest.approx(math.log(1 + math.exp(-scale * weight)), abs=1e-6)
 
 
 def test_egonce_has_the_closed_form_on_four_samples():

@@ -65,3 +65,46 @@ def format_share(hits: int, trials: int) -> str:
     """A proportion with its 95 % interval for tables: "61.5 % [50.2, 71.6]"."""
     low, high = wilson_interval(hits, trials)
     return f"{100 * hits / trials:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def top_k_hits(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> np.ndarray:
+    """Whether the class of each sample is among its k highest scores.
+
+    Equal scores count against the right class, so a model that gives all classes the same score is never right.
+
+    Args:
+        scores: (N, K) floats, more is better.
+        labels: (N,) class numbers.
+        k: at least 1; from K on every finite row is a hit.
+
+    Returns:
+        (N,) bool.
+
+    Raises:
+        ValueError: shapes do not fit, a label is no class, or `k` is below 1.
+    """
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or labels.shape != scores.shape[:1] or k < 1:
+        raise ValueError(f"need scores (N, K), labels (N,) and k >= 1, got {scores.shape}, {labels.shape} and {k}")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < scores.shape[1]:
+        raise ValueError(f"labels must be 0 to {scores.shape[1] - 1}, got {int(labels.min())} to {int(labels.max())}")
+    own = scores[np.arange(len(labels)), labels][:, None]  # (N, 1)
+    above = (~(scores < own)).sum(axis=1) - 1  # as high or higher, itself left out; not-a-number counts as higher
+    return above < k
+
+
+def mean_class_accuracy(hits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of hits within each: rare classes count as much as common ones.
+
+    Args:
+        hits: (N,) bool.
+        labels: (N,) class numbers or names.
+
+    Raises:
+        ValueError: there are no samples or the lengths differ.
+    """
+    hits, labels = np.asarray(hits, dtype=np.float64), np.asarray(labels)
+    if hits.shape != labels.shape or not len(hits):
+        raise ValueError(f"hits and labels must both be (N,) with N >= 1, got {hits.shape} and {labels.shape}")
+    _, which = np.unique(labels, return_inverse=True)
+    return float((np.bincount(which, weights=hits) / np.bincount(which)).mean())

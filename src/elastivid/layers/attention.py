@@ -43,16 +43,20 @@ class Attention(nn.Module):
         dim: channels D.
         num_heads: heads A; D must be divisible by A.
         local: add the scaled and shifted values to the attention's result before the projection.
+        qk_norm: normalise queries and keys.
+        qkv_bias: give queries, keys and values a bias.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, local: bool = False) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, local: bool = False, qk_norm: bool = True, qkv_bias: bool = False
+    ) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be divisible by num_heads, got {dim} and {num_heads}")
         self.head_dim = dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.q_norm = RMSNorm(dim)
-        self.k_norm = RMSNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = RMSNorm(dim) if qk_norm else None
+        self.k_norm = RMSNorm(dim) if qk_norm else None
         self.local = ChannelAffine(dim) if local else None
         self.proj = nn.Linear(dim, dim)
 
@@ -63,9 +67,10 @@ class Attention(nn.Module):
         """
         d = x.shape[-1]
         q, k, v = stacked_linear(x, self.qkv)
-        both = first(self.q_norm.weight, d) * first(self.k_norm.weight, d)  # (d,): one pass instead of two
-        q = q * inverse_rms(q, self.q_norm.eps) * both
-        k = k * inverse_rms(k, self.k_norm.eps)
+        if self.q_norm is not None and self.k_norm is not None:
+            both = first(self.q_norm.weight, d) * first(self.k_norm.weight, d)  # (d,): one pass instead of two
+            q = q * inverse_rms(q, self.q_norm.eps) * both
+            k = k * inverse_rms(k, self.k_norm.eps)
         query, key, value = (split_heads(y, self.head_dim) for y in (q, k, v))  # each (B, A, N, K)
         out = merge_heads(attend(query, key, value, key_bias(sizes, x.dtype)))  # (B, N, d)
         if self.local is not None:
@@ -80,8 +85,12 @@ class Attention(nn.Module):
         d = x.shape[-1]
         query, key, _ = self.qkv.weight.unflatten(0, (3, -1))[:, :d, :d]  # (3*D, D) -> 3 (d, d)
         q, k = F.linear(x[:, :queries], query), F.linear(x, key)
-        q = q * inverse_rms(q, self.q_norm.eps) * first(self.q_norm.weight, d)
-        k = k * inverse_rms(k, self.k_norm.eps) * first(self.k_norm.weight, d)
+        if self.qkv.bias is not None:
+            shifts = self.qkv.bias.unflatten(0, (3, -1))[:, :d]  # (3*D,) -> (3, d)
+            q, k = q + shifts[0], k + shifts[1]
+        if self.q_norm is not None and self.k_norm is not None:
+            q = q * inverse_rms(q, self.q_norm.eps) * first(self.q_norm.weight, d)
+            k = k * inverse_rms(k, self.k_norm.eps) * first(self.k_norm.weight, d)
         q, k = split_heads(q, self.head_dim), split_heads(k, self.head_dim)  # (B, A, queries, K), (B, A, N, K)
         logits = q @ k.transpose(2, 3) * self.head_dim**-0.5  # (B, A, queries, N)
         bias = key_bias(sizes, x.dtype)

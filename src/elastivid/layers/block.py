@@ -43,6 +43,7 @@ class Block(nn.Module):
         layer_scale: initial value of the channel scales.
         drop_path: probability that a sample skips a residual branch in training.
         local: give the attention its local position term.
+        qk_norm, qkv_bias: normalise queries and keys; give queries, keys and values a bias.
     """
 
     def __init__(
@@ -54,10 +55,12 @@ class Block(nn.Module):
         layer_scale: float = 1e-5,
         drop_path: float = 0.0,
         local: bool = False,
+        qk_norm: bool = True,
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = RMSNorm(dim)
-        self.attn = Attention(dim, num_heads, local=local)
+        self.attn = Attention(dim, num_heads, local=local, qk_norm=qk_norm, qkv_bias=qkv_bias)
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
         self.norm2 = RMSNorm(dim)
         self.mlp = Mlp(dim, mlp_ratio)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elastivid.core.cost import attention_macs, linear_macs
 from elastivid.layers.attention import key_bias
 from elastivid.layers.elastic import layer_norm, linear, merge_heads, split_heads
 
@@ -55,6 +56,13 @@ class AttentionPool(nn.Module):
         q, k, v = (split_heads(y, self.head_dim) for y in (q, k, v))  # (B, A, ., K)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=key_bias(sizes, x.dtype))  # (B, A, 1, K)
         return linear(merge_heads(out)[:, 0], self.proj)  # (B, A*K) -> (B, O)
+
+
+def pool_macs(tokens: int, dim: int, head_dim: int, output_dim: int) -> int:
+    """MACs of an `AttentionPool` over `tokens` tokens of `dim` active channels."""
+    inner = pool_heads_at(dim, head_dim) * head_dim
+    macs = linear_macs(2 * tokens + 1, dim, inner) + linear_macs(1, inner, output_dim)
+    return macs + attention_macs(1, tokens, inner)
 
 
 def pool_heads_at(width: int, head_dim: int) -> int:

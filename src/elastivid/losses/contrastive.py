@@ -5,7 +5,7 @@ Letters: B clips and their texts, M further texts, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -28,7 +28,8 @@ def contrastive(
     Args:
         clips: (B, D) unit vectors.
         texts: (B, D) unit vectors; row i describes clip i.
-        scale: factor on the cosines (the inverse temperature).
+        scale: factor on the cosines (the inverse temperature): a number, a learned scalar, or (B, B) with one for each
+            pair, as where texts of several kinds meet. With `hard_texts` a scalar or (B, 1).
         same: (B, B) bool, true where text j describes clip i just as well; such pairs off the diagonal count
             neither as positive nor as negative.
         hard_texts: (B, M, D) unit vectors of wrong texts for each clip; they stand in that clip's row only.
@@ -39,7 +40,7 @@ def contrastive(
     Relations: without `same` and `hard_texts` and with B = 1 the loss is zero.
     """
     b = clips.shape[0]
-    logits = scale * clips @ texts.T  # (B, B)
+    logits = scale * (clips @ texts.T)  # (B, B)
     if same is not None:
         off_diagonal = same & ~torch.eye(b, dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(off_diagonal, float("-inf"))
@@ -92,6 +93,52 @@ def shared_action(verbs: Tensor, nouns: Tensor) -> Tensor:
     """
     same_verb, same_noun = ((x > 0).float() @ (x > 0).float().T > 0 for x in (verbs, nouns))  # (B, B)
     return same_verb & same_noun
+
+
+def prefix(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    clips: Tensor,
+    texts: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Mean of a loss over leading channels, so that these alone form usable smaller spaces (arXiv 2205.13147).
+
+        sum_d w_d loss(clips[:, :d] / |clips[:, :d]|, texts[:, :d] / |texts[:, :d]|) / sum_d w_d
+
+    Args:
+        loss: takes unit vectors (B, d) of clips and texts: `partial(contrastive, scale=...)`.
+        clips, texts: (B, D), of any length.
+        dims: leading channels d, each at most D.
+        weights: of each; `None` means equal.
+
+    Raises:
+        ValueError: `dims` is empty or a value is not in 1..D, or weights do not fit.
+    """
+    total = clips.shape[-1]
+    if not dims or not all(1 <= dim <= total for dim in dims):
+        raise ValueError(f"dims must be numbers of leading channels in 1..{total}, got {tuple(dims)}")
+    shares = [1.0] * len(dims) if weights is None else list(weights)
+    if len(shares) != len(dims) or sum(shares) <= 0:
+        raise ValueError(f"weights must be one for each of {len(dims)} dims and not all 0, got {weights}")
+    parts = [loss(F.normalize(clips[:, :d], dim=-1), F.normalize(texts[:, :d], dim=-1)) for d in dims]
+    return torch.stack([share * part for share, part in zip(shares, parts, strict=True)]).sum() / sum(shares)
+
+
+def dual_softmax(cosines: Tensor, scale: Tensor | float) -> Tensor:
+    """Cosines weighed by how much each item prefers the query over the other queries (arXiv 2109.04290).
+
+        cosines * softmax over queries of (scale * cosines)
+
+    For training put it into a cross-entropy: `F.cross_entropy(scale * dual_softmax(cosines, scale), targets)`, and of
+    the transpose. At test time it looks at all queries together, which one query asked alone cannot: a result that
+    used it must say so. For the other direction transpose before and after.
+
+    Args:
+        cosines: (Q, N) of Q queries and N items.
+        scale: factor inside the softmax.
+    """
+    return cosines * (scale * cosines).softmax(dim=0)
 
 
 def agreement(student: Tensor, teacher: Tensor) -> Tensor:

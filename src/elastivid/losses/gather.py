@@ -1,11 +1,9 @@
-"""Rows of all processes, with gradients: what a contrastive loss needs when a batch is spread over several.
+"""Batches of all processes as one batch, with gradients: what a contrastive loss needs for its negatives.
 
-Every process holds the next B rows of a batch of P B. `gathered` gives each process all of them; the gradient of a row
-is the sum of what all processes derive for it. With the whole loss computed on every process, as CLIP's training does
-(arXiv 2103.00020), that sum is P times the gradient, and the mean over processes that DDP takes brings it back: P
-processes with B rows each step exactly like one process with P B rows.
+Letters: W processes, b samples of each, D channels.
 
-Letters: P processes, B rows of one of them.
+On average over processes, which is what data parallelism makes of gradients, a loss on gathered vectors trains as one
+process with the whole batch of W b samples does: each process gets W times its share, and averaging divides by W.
 """
 
 from __future__ import annotations
@@ -13,35 +11,90 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gathered(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The rows of all processes, in order of rank: (b, ...) to (W*b, ...).
+
+    The gradient of every row comes back to the process it is from, summed over all processes that used it. Outside of
+    a process group, and alone in one, it returns `x`.
+
+    Args:
+        x: rows of this process, equally many in all.
+        group: processes that take part; `None` means all.
+
+    Raises:
+        ValueError: processes hold different numbers of rows.
+    """
+    if processes(group) == 1:
+        return x
+    rows: Tensor = _Gather.apply(x, group)
+    return rows
+
+
+def contrastive_over_processes(
+    clips: Tensor, texts: Tensor, scale: Tensor | float, group: dist.ProcessGroup | None = None
+) -> Tensor:
+    """Symmetric InfoNCE over the batches of all processes, each scoring its own rows only.
+
+    The mean over processes is `contrastive` of the whole batch, and so is the mean of the gradients. Where every
+    process scores all pairs (`contrastive` on gathered vectors), each holds W b x W b cosines; here it is b x W b.
+
+    Args:
+        clips: (b, D) unit vectors.
+        texts: (b, D) unit vectors; row i describes clip i.
+        scale: factor on the cosines.
+        group: processes that take part; `None` means all.
+
+    Returns:
+        Scalar: mean over the rows of this process and the two directions.
+
+    Raises:
+        ValueError: processes hold different numbers of rows.
+    """
+    first = len(clips) * (dist.get_rank(group) if processes(group) > 1 else 0)
+    return contrastive_rows(clips, texts, gathered(clips, group), gathered(texts, group), scale, first)
+
+
+def contrastive_rows(
+    clips: Tensor, texts: Tensor, all_clips: Tensor, all_texts: Tensor, scale: Tensor | float, first: int
+) -> Tensor:
+    """InfoNCE of some rows of a larger batch, both directions averaged.
+
+    Args:
+        clips, texts: (b, D) the rows.
+        all_clips, all_texts: (N, D) the batch they are from.
+        scale: factor on the cosines.
+        first: number of the first of the rows in the batch.
+    """
+    target = first + torch.arange(len(clips), device=clips.device)
+    rows, columns = scale * (clips @ all_texts.T), scale * (texts @ all_clips.T)  # (b, N), (b, N)
+    return 0.5 * (F.cross_entropy(rows, target) + F.cross_entropy(columns, target))
+
+
+def processes(group: dist.ProcessGroup | None = None) -> int:
+    """How many processes take part: 1 where torch's distributed package is not in use."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows; backward sums the gradients of the own rows over the processes."""
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        rows = torch.tensor([len(x)], device=x.device)
+        counts = [torch.empty_like(rows) for _ in range(processes(group))]
+        dist.all_gather(counts, rows, group)
+        if len({int(count) for count in counts}) > 1:
+            raise ValueError(f"every process must hold equally many rows, got {[int(count) for count in counts]}")
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in counts]
+        dist.all_gather(parts, x.contiguous(), group)
+        return torch.cat(parts)  # (W*b, ...)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """(B, ...) to (P*B, ...), process after process."""
-        parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """(P*B, ...) to (B, ...)."""
-        summed = gradient.contiguous().clone()
-        distributed.all_reduce(summed)
-        rows = len(summed) // distributed.get_world_size()
-        start = distributed.get_rank() * rows
-        return summed[start : start + rows]
-
-
-def gathered(x: Tensor) -> Tensor:
-    """Rows (P*B, ...) of all processes in their order; `x` (B, ...) itself where there is one process.
-
-    Every process must call it in the same places with tensors of the same shape and type.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return x
-    rows: Tensor = _Gather.apply(x)
-    return rows
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient, group=ctx.group)
+        return gradient.chunk(processes(ctx.group))[dist.get_rank(ctx.group)], None  # (W*b, ...) -> (b, ...)

@@ -37,7 +37,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from elastivid.core.cost import Cost, attention_macs, block_macs, linear_macs
+from elastivid.core.cost import Cost, block_macs, linear_macs
 from elastivid.core.errors import PointError, WeightsError
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
@@ -47,7 +47,7 @@ from elastivid.layers.attention import BF16_BY_VECTORS, SCORES_AT_ONCE, ChannelA
 from elastivid.layers.block import Block, initialise_block
 from elastivid.layers.elastic import fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
-from elastivid.layers.pool import AttentionPool, pool_heads_at
+from elastivid.layers.pool import AttentionPool, pool_heads_at, pool_macs
 from elastivid.layers.position import resize_macs, resize_table, sincos_3d
 from elastivid.models.base import VideoEncoder
 from elastivid.select.base import Reducer
@@ -175,11 +175,9 @@ class FluxViTConfig:
         kept = (patches if tokens is None else tokens) + 1
         widths = self.widths_at(width)
         values, first_width, last = 3 * self.patch_size**2, *_ends(widths, self)
-        inner = pool_heads_at(last, self.pool_head_dim) * self.pool_head_dim
         macs = linear_macs(patches, values, first_width)
         macs += sum(block_macs(kept, d, self.mlp_ratio) for d in widths)
-        macs += linear_macs(2 * kept + 1, last, inner) + linear_macs(1, inner, self.pool_dim)
-        macs += attention_macs(1, kept, inner)
+        macs += pool_macs(kept, last, self.pool_head_dim, self.pool_dim)
         macs += linear_macs(1, self.pool_dim, self.num_classes) + self._table_macs(frames, size, first_width)
         activations = self.activation_bytes(frames=frames, size=size, tokens=tokens, width=width)
         return Cost(macs=macs, parameter_bytes=4 * _parameters(self), activation_bytes=activations)

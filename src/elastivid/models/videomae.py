@@ -140,11 +140,12 @@ class VideoMAE(TokenEncoder):
         self.cube_proj = nn.Linear(config.cube_values, first_width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, first_width)) if config.class_token else None
         self.positions = None
-        if config.positions != "flat":
-            table = sincos_3d(config.table_grid, config.embed_dim)[:, :first_width]  # (N, d)
-            if config.positions == "learned":
-                table = flat_table(config.table_grid, config.table_grid, config.embed_dim)[:, :first_width]
-            self.positions = nn.Parameter(table.clone(), requires_grad=config.positions == "learned")
+        if config.positions == "factorised":
+            self.positions = nn.Parameter(sincos_3d(config.table_grid, config.embed_dim), requires_grad=False)
+        elif config.positions == "learned":
+            self.positions = nn.Parameter(flat_table(config.table_grid, config.table_grid, config.embed_dim).clone())
+        if self.positions is not None:
+            self.positions.data = self.positions.data[:, :first_width].contiguous()  # (N, d)
         self.blocks = vit_blocks(config.full_widths, config.head_dim, config.style, config.drop_path)
         self.norm = nn.LayerNorm(last_width, eps=config.head_eps)
         self.classifier = nn.Linear(last_width, config.num_classes) if config.num_classes else None
@@ -297,13 +298,18 @@ class PretrainingConfig:
 
     def cost(self, *, visible: int, predicted: int) -> Cost:
         """Closed-form cost of the forward pass of one clip; hidden cubes are not embedded."""
-        encoder = self.encoder
-        prefix = int(encoder.class_token)
-        macs = linear_macs(visible, encoder.cube_values, encoder.embed_dim)
-        macs += encoder.depth * block_macs(visible + prefix, encoder.embed_dim, encoder.mlp_ratio)
+        encoder, seen = self.encoder, visible + int(self.encoder.class_token)
         with torch.device("meta"):
             decoder = MaskedDecoder(encoder, self.decoder)
-        return Cost(macs=macs + decoder.macs(visible + prefix, predicted, encoder.embed_dim, encoder.mlp_ratio))
+        macs = decoder.macs(seen, predicted, encoder.embed_dim, encoder.mlp_ratio)
+        return Cost(macs=self.encoder_macs(visible) + macs)
+
+    def encoder_macs(self, visible: int) -> int:
+        """Multiply-accumulates of the encoder on `visible` tokens."""
+        encoder = self.encoder
+        macs = linear_macs(visible, encoder.cube_values, encoder.embed_dim)
+        seen = visible + int(encoder.class_token)
+        return macs + encoder.depth * block_macs(seen, encoder.embed_dim, encoder.mlp_ratio)
 
     @classmethod
     def from_reference(cls, config: Mapping[str, Any]) -> PretrainingConfig:

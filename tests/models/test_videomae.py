@@ -14,6 +14,7 @@ from elastivid.core.errors import PointError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint
 from elastivid.core.tokens import Tokens
 from elastivid.layers.embed import patch_coordinates
+from elastivid.losses.masked import cubes, masked_regression, standardised
 from elastivid.models.videomae import (
     PRESETS,
     PRETRAINING,
@@ -23,8 +24,6 @@ from elastivid.models.videomae import (
     complement,
     convert_pretraining,
     convert_reference,
-    pixel_targets,
-    standardised,
 )
 from elastivid.select.masks import BlockCell, RandomTubes, RunningCell
 from elastivid.video.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -33,7 +32,7 @@ TINY = PRETRAINING["tiny"]
 # Cosine attention multiplies logits by up to 100, and their rounding with them: in double precision, ours and the
 # numbers in the file still differ by 3e-5, which is the file's own rounding.
 LIMITS = {"videomae_v2_cosine": 1e-4, "videomae_v2_finetune_cosine": 2e-5}
-MEAN, STD = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+MEAN, STD = (torch.tensor(values).reshape(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def empty(grid, batch=1):
@@ -55,9 +54,15 @@ def randomised(model, seed=0, std=0.2):
     return model.eval()
 
 
+def pixels(video, sizes, *, normalised):
+    """What the decoder is to say of every place, (B, N, 3kPP)."""
+    cut = cubes(video * STD + MEAN, sizes.tubelet_size, sizes.patch_size)
+    return (standardised(cut) if normalised else cut).flatten(2)
+
+
 def masked_loss(out, targets):
-    error = (out.prediction - targets.gather(1, out.places[..., None].expand_as(out.prediction))).square().mean(-1)
-    return (error * out.counted).sum() / out.counted.sum().clamp(min=1)
+    wanted = targets.gather(1, out.places[..., None].expand_as(out.prediction))
+    return masked_regression(out.prediction, wanted, out.counted)
 
 
 # --- the same numbers as public implementations
@@ -78,9 +83,7 @@ def test_equals_the_released_pre_training_model(golden, name):
         close(out.tokens, case["encoder_tokens"], f"{name}: encoder of case {i}", limit)
         close(out.prediction, case["prediction"], f"{name}: prediction of case {i}", limit)
         assert torch.equal(out.counted, case["counted"].bool())
-        targets = pixel_targets(case.video, MEAN, STD, config.encoder)
-        if case.about["normalised_target"]:
-            targets = standardised(targets)
+        targets = pixels(case.video, config.encoder, normalised=case.about["normalised_target"])
         wanted = out.places[..., None].expand_as(out.prediction)
         close(targets.gather(1, wanted), case["target"], f"{name}: target of case {i}")
         close(masked_loss(out, targets)[None], case["loss"], f"{name}: loss of case {i}")
@@ -146,8 +149,7 @@ def test_equals_transformers_pre_training(normalised):
     video = clip(4, 32)
     out, wanted = ours(video, visible), peer(video, bool_masked_pos=~as_mask(visible, 32))
     close(out.prediction, wanted.logits, "transformers VideoMAEForPreTraining: prediction")
-    targets = pixel_targets(video, MEAN, STD, config.encoder)
-    loss = masked_loss(out, standardised(targets) if normalised else targets)
+    loss = masked_loss(out, pixels(video, config.encoder, normalised=normalised))
     close(loss, wanted.loss, "transformers VideoMAEForPreTraining: loss")
     encoder = config.encoder.build().eval()
     encoder.load_state_dict(convert_reference(peer.state_dict()), strict=True)  # the decoder is left out
@@ -268,18 +270,6 @@ def test_only_hidden_places_send_gradients():
     (gradient,) = torch.autograd.grad(masked_loss(out, torch.zeros(2, 100, 1176)), out.prediction)
     assert not gradient[~out.counted].any()
     assert gradient[out.counted].abs().sum(-1).gt(0).all()
-
-
-def test_standardised_cubes():
-    pixels = pixel_targets(clip(), MEAN, STD, TINY.encoder)
-    values = standardised(pixels).unflatten(-1, (-1, 3))
-    assert values.mean(-2).abs().max() < 1e-5
-    assert (values.var(-2) - 1).abs().max() < 1e-3
-    gained = standardised(pixels * 3 + 7)
-    assert (gained - standardised(pixels)).abs().max() < 1e-3
-    assert torch.equal(standardised(torch.ones(1, 2, 12)), torch.zeros(1, 2, 12))
-    n = 2 * 14 * 14
-    assert standardised(pixels).square().mean() == pytest.approx((n - 1) / n, abs=1e-3)  # what predicting zero costs
 
 
 def test_a_decoder_cell_of_v2_meets_constants():

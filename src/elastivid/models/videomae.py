@@ -41,7 +41,7 @@ from elastivid.core.tokens import Tokens
 from elastivid.layers.elastic import layer_norm, linear
 from elastivid.layers.pool import mean_token
 from elastivid.layers.position import resize_table, sincos_3d
-from elastivid.layers.vit import BlockStyle, cubes, through_blocks, vit_blocks
+from elastivid.layers.vit import BlockStyle, through_blocks, vit_blocks
 from elastivid.models.token_encoder import TokenEncoder, TokenSizes, Widths, flat_table
 
 POSITIONS = ("flat", "factorised", "learned")
@@ -381,27 +381,6 @@ def as_mask(places: Tensor, count: int) -> Tensor:
 def complement(places: Tensor, count: int) -> Tensor:
     """The other cells (B, `count` - V), ascending."""
     return (~as_mask(places, count)).nonzero()[:, 1].reshape(len(places), -1)
-
-
-def pixel_targets(video: Tensor, transform_mean: Tensor, transform_std: Tensor, sizes: VideoMAEConfig) -> Tensor:
-    """Pixels in [0, 1] of every cube, colour fastest: (B, N, 3kPP).
-
-    Args:
-        video: (B, T, 3, H, W) as the encoder gets it.
-        transform_mean, transform_std: (3,) what the transform subtracted, then divided by.
-        sizes: of the encoder.
-    """
-    shape = (3, 1, 1)
-    plain = video * transform_std.reshape(shape) + transform_mean.reshape(shape)
-    values = cubes(plain, sizes.tubelet_size, sizes.patch_size)  # (B, N, 3*k*P*P)
-    return values.unflatten(-1, (3, -1)).transpose(-1, -2).flatten(-2)  # (B, N, kPP, 3) -> (B, N, kPP*3)
-
-
-def standardised(pixels: Tensor) -> Tensor:
-    """Every cube and colour of (B, N, kPP*3) at mean 0 and unbiased deviation 1; flat cubes become zero."""
-    values = pixels.unflatten(-1, (-1, 3))  # (B, N, kPP, 3)
-    centred = values - values.mean(dim=-2, keepdim=True)
-    return (centred / (values.std(dim=-2, keepdim=True) + 1e-6)).flatten(-2)
 
 
 PRESETS = {

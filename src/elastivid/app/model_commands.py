@@ -1,4 +1,4 @@
-"""Commands for people with models: train, eval. `elastivid.app.cli` adds them to its own."""
+"""Commands for people with models: train, eval, convert. `elastivid.app.cli` adds them to its own."""
 
 from __future__ import annotations
 
@@ -61,3 +61,20 @@ def evaluate(
     values = evaluate_run(made, run / (BEST if best else LAST), device)
     write_json(run / "evaluated.json", values)
     print(json.dumps(values, indent=2) if as_json else "\n".join([*table(values["rows"]), f"{run / 'evaluated.json'}"]))
+
+
+@commands.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .pt, .bin or .safetensors file of public code.")],
+    address: Annotated[str, typer.Option("--as", help="Family and preset: internvideo2/small, videomae/base, ...")],
+    out: Annotated[Path | None, typer.Option(help="File to write [default: the checkpoint's name here].")] = None,
+    settings: SetOption = None,
+    key: Annotated[str | None, typer.Option(help="Where the tensors are in the file, such as model_ema.")] = None,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, kept in the file.")] = "unknown",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Convert a checkpoint of public code. Strict: what is missing or left over is listed, and nothing is written."""
+    from elastivid.app.convert import lines_of_report, run_convert, values_of_report
+
+    done = run_convert(checkpoint, address, out, settings or [], key=key, licence=licence)
+    print(json.dumps(values_of_report(*done), indent=2) if as_json else "\n".join(lines_of_report(*done)))

@@ -21,7 +21,7 @@ import av
 import numpy as np
 from tables import machine, table, write_page
 
-from elastivid.data.labelled import LabelledClips
+from elastivid.data.listing import Entry, read_entries
 from elastivid.evaluate.metrics import format_share
 from elastivid.search.duplicates import find_matches
 from elastivid.search.prints import load_or_read
@@ -32,9 +32,9 @@ TUNING_SEED, TUNED_FILMS = 1, 110
 VARIANTS = ("re-encoded", "cropped", "trimmed", "black lead-in")
 
 
-def films(clips: LabelledClips, seed: int) -> list[str]:
+def films(clips: list[Entry], seed: int) -> list[str]:
     """All films in an order that the seed fixes."""
-    names = sorted(set(clips.sources))
+    names = sorted({clip.source for clip in clips})
     random.Random(seed).shuffle(names)
     return names
 
@@ -76,10 +76,10 @@ def main() -> None:
     parser.add_argument("--originals", type=int, default=100)
     parser.add_argument("--seed", type=int, default=40_777)
     args = parser.parse_args()
-    clips = LabelledClips.from_folder(args.labelled)
+    clips = read_entries(args.labelled)
     of_film = defaultdict(list)
-    for path, film in zip(clips.paths, clips.sources, strict=True):
-        of_film[film].append(path)
+    for clip in clips:
+        of_film[clip.source].append(clip.path)
     tuned_on = set(films(clips, TUNING_SEED)[:TUNED_FILMS])
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as temporary:

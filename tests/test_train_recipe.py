@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from elastivid.data.labelled import LabelledClips
+from elastivid.data.listing import read_entries
 from elastivid.data.mixture import (
     ATTRIBUTE_SIZES,
     IGNORED,
@@ -18,6 +18,7 @@ from elastivid.data.mixture import (
     content_numbers,
     same_content,
 )
+from elastivid.data.splits import folds_by_size
 from elastivid.data.world import Phrase
 from elastivid.recipes.nano import Nano, NanoConfig
 from elastivid.train.dual import draw_points
@@ -113,33 +114,18 @@ def test_average_follows_the_model():
         Ema(model, decay=1.0)
 
 
-def test_films_are_never_split(shared_data):
-    clips = LabelledClips.from_folder(shared_data / "labelled")
-    folds = clips.folds(5)
-    of_source: dict[str, set[int]] = {}
-    for source, fold in zip(clips.sources, folds, strict=True):
-        of_source.setdefault(source, set()).add(int(fold))
-    assert all(len(f) == 1 for f in of_source.values())
-    assert np.bincount(folds).max() - np.bincount(folds).min() <= 2
-    assert np.array_equal(folds, clips.folds(5))
-
-
 def test_labelled_clips_leave_a_fold_out(shared_data, tmp_path):
-    clips = LabelledClips.from_folder(shared_data / "labelled")
-    few = LabelledClips(clips.paths[:12], clips.labels[:12], clips.sources[:12])
-    config = MixtureConfig(length=40, shapes=((8, 56),), real_share=1.0, leave_out=int(few.folds()[0]), hard_texts=0)
-    mixture = Mixture(config, few, tmp_path)
-    assert not set(mixture.allowed) & set(np.flatnonzero(few.folds() == config.leave_out))
-    sample = mixture[0]
+    labelled = shared_data / "labelled"
+    recipe = Nano(NanoConfig(labelled=labelled, real_steps=1, fold=2, cache=tmp_path))
+    folds = dict(
+        zip((entry.path for entry in read_entries(labelled)), folds_by_size(read_entries(labelled), 5), strict=True)
+    )
+    assert {folds[entry.path] for entry in recipe.clips.entries} == {0, 1, 3, 4}
+    config = MixtureConfig(length=40, shapes=((8, 56),), real_share=1.0, hard_texts=3)
+    sample = Mixture(config, recipe.clips)[0]
     assert sample.frames.shape == (8, 56, 56, 3)
     assert sample.attributes == (IGNORED,) * 6
-
-
-def test_missing_labels_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no labels.csv in .*expected columns file, label, source, frames"):
-        LabelledClips.from_folder(tmp_path)
-    (tmp_path / "labels.csv").write_text("file,label,source,frames\na.mp4,run,x,3\n")
-    with pytest.raises(FileNotFoundError, match=r"1 files that do not exist, the first .*a.mp4"):
-        LabelledClips.from_folder(tmp_path)
-    with pytest.raises(ValueError, match="labelled clips and a cache folder are needed"):
+    assert len(set(sample.hard_texts)) == 3
+    assert np.array_equal(Mixture(config, recipe.clips)[0].frames, sample.frames)
+    with pytest.raises(ValueError, match="real_share is above 0, so labelled clips are needed"):
         Mixture(MixtureConfig(length=1, real_share=0.5))

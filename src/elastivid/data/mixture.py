@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from elastivid.data.augment import Augmentation, RandomResizedCrop
 from elastivid.data.captions import captions, hard_negatives
-from elastivid.data.labelled import LabelledClips, cache_frames
+from elastivid.data.clips import ClipReading, Clips
 from elastivid.data.render import render_frames
 from elastivid.data.staging import sample_scene
 from elastivid.data.world import COLOURS, MOTIONS, SHAPES, Camera, Content, Scene
 
-CACHED_FRAMES = 16  # evenly spread frames kept of every labelled clip
 ASPECTS = (1.0, 4 / 3, 4 / 3, 16 / 9)  # aspect of the file that a square training frame was squashed from
 ATTRIBUTE_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, len(MOTIONS) + 1) * 2  # the last class is "no such phrase"
 PATCH_SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, len(MOTIONS) + 2)  # classes of `patch_targets`
@@ -82,19 +80,16 @@ class Mixture(Dataset):
 
     Args:
         config: sizes, seed and shares.
-        clips: labelled clips, needed when `config.real_share` is above 0.
-        cache: folder for their decoded frames.
+        clips: labelled clips, their labels those of `GERUNDS`; needed when `config.real_share` is above 0.
+
+    Raises:
+        ValueError: they are needed and missing.
     """
 
-    def __init__(self, config: MixtureConfig, clips: LabelledClips | None = None, cache: Path | None = None) -> None:
-        self.config = config
-        self.frames: np.ndarray | None = None
-        if config.real_share > 0:
-            if clips is None or cache is None:
-                raise ValueError("real_share is above 0, so labelled clips and a cache folder are needed")
-            self.clips = clips
-            self.frames = cache_frames(clips, cache / "labelled-192.npy", frames=CACHED_FRAMES, size=192)
-            self.allowed = np.flatnonzero(clips.folds() != config.leave_out)
+    def __init__(self, config: MixtureConfig, clips: Clips | None = None) -> None:
+        if config.real_share > 0 and clips is None:
+            raise ValueError("real_share is above 0, so labelled clips are needed")
+        self.config, self.clips = config, clips
 
     def __len__(self) -> int:
         return self.config.length
@@ -102,8 +97,8 @@ class Mixture(Dataset):
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng((self.config.seed, index))
         frames, size = self.config.shape_of(index)
-        if self.frames is not None and rng.random() < self.config.real_share:
-            return self._real(rng, frames, size)
+        if self.clips is not None and rng.random() < self.config.real_share:
+            return self._real(self.clips, index, rng, (frames, size))
         return self._scene(rng, frames, size)
 
     def _scene(self, rng: np.random.Generator, num_frames: int, size: int) -> Sample:
@@ -127,19 +122,13 @@ class Mixture(Dataset):
             patches=patch_targets(scene, times, size // PATCH_PIXELS),
         )
 
-    def _real(self, rng: np.random.Generator, num_frames: int, size: int) -> Sample:
-        assert self.frames is not None
-        config, row = self.config, int(rng.choice(self.allowed))
-        label = self.clips.labels[row]
-        jitter = rng.uniform(0, 1, num_frames)
-        low = rng.uniform(0, 0.3)
-        places = low + (rng.uniform(low + 0.6, 1.0) - low) * (np.arange(num_frames) + jitter) / num_frames
-        video = self.frames[row, np.minimum((places * CACHED_FRAMES).astype(int), CACHED_FRAMES - 1)]
-        video = _recolour(_resize(_random_crop(video, rng), size), rng)
-        others = rng.permutation([c for c in self.clips.classes if c != label])[: config.hard_texts]
+    def _real(self, clips: Clips, index: int, rng: np.random.Generator, shape: tuple[int, int]) -> Sample:
+        config, drawn, (num_frames, size) = self.config, clips.draw(index, self.config.seed, shape), shape
+        label = clips.entries[drawn.index].label
+        others = rng.permutation([c for c in clips.classes if c != label])[: config.hard_texts]
         prompt = str(rng.choice(PROMPTS))
         return Sample(
-            frames=video,
+            frames=drawn.frames,
             text=prompt.format(GERUNDS[label]),
             hard_texts=tuple(str(rng.choice(PROMPTS)).format(GERUNDS[c]) for c in others),
             key=(label,),
@@ -159,7 +148,6 @@ class MixtureConfig:
         batch: samples of a batch.
         hard_texts: wrong texts per clip.
         real_share: probability that a sample is a labelled clip.
-        leave_out: fold of sources that is never drawn; -1 draws all.
         plain_share: probability that a scene has a plain background, a still camera and no clutter: shapes and
             motions are learned sooner when training starts with many of these.
     """
@@ -170,7 +158,6 @@ class MixtureConfig:
     batch: int = 1
     hard_texts: int = 8
     real_share: float = 0.0
-    leave_out: int = -1
     plain_share: float = 0.0
 
     def shape_of(self, index: int) -> tuple[int, int]:
@@ -247,25 +234,19 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def _random_crop(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random rectangle of at least 60 % of each side, flipped half of the time: (T, H, W, 3) to (T, h, w, 3)."""
-    side = video.shape[1]
-    h, w = (int(side * rng.uniform(0.6, 1.0)) for _ in range(2))
-    y, x = int(rng.integers(side - h + 1)), int(rng.integers(side - w + 1))
-    cropped = video[:, y : y + h, x : x + w]
-    return cropped[:, :, ::-1] if rng.random() < 0.5 else cropped
+class Recolour:
+    """Random contrast, brightness and, at times, grey; a `ClipOperation`."""
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (T, S, S, 3) to the same."""
+        out = (frames.astype(np.float32) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
+        if rng.random() < 0.2:
+            out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
+        return out.clip(0, 255).astype(np.uint8)
 
 
-def _resize(video: np.ndarray, size: int) -> np.ndarray:
-    """Antialiased bilinear resize to a square: (T, h, w, 3) to (T, size, size, 3) uint8."""
-    planes = torch.from_numpy(np.ascontiguousarray(video)).permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
-    resized = F.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
-    return resized.permute(0, 2, 3, 1).contiguous().numpy()  # (T, size, size, 3)
-
-
-def _recolour(video: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random contrast, brightness and, at times, grey: (T, H, W, 3) uint8."""
-    out = (video.astype(np.float32) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
-    if rng.random() < 0.2:
-        out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
-    return out.clip(0, 255).astype(np.uint8)
+REAL_READING = ClipReading(  # how labelled clips are read
+    augmentation=Augmentation(RandomResizedCrop((0.36, 1.0), (0.6, 1.7)), operations=(Recolour(),)),
+    short_side=224,
+    kept_frames=16,
+)

@@ -27,8 +27,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from elastivid.core.point import OperatingPoint, Sampling
-from elastivid.data.labelled import LabelledClips
-from elastivid.data.mixture import PATCH_PIXELS, Mixture, MixtureConfig, Sample, collate
+from elastivid.data.cache import ClipCache
+from elastivid.data.clips import Clips
+from elastivid.data.listing import read_entries
+from elastivid.data.mixture import PATCH_PIXELS, REAL_READING, Mixture, MixtureConfig, Sample, collate
+from elastivid.data.quarantine import Quarantine
+from elastivid.data.splits import folds_by_size
 from elastivid.evaluate.choices import ATTRIBUTES, accuracy, draw_choices
 from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.models.dual import PRESETS, FluxDual
@@ -40,6 +44,8 @@ from elastivid.train.stages import Stage
 
 SHAPES = ((8, 112), (8, 168), (8, 168), (8, 168), (4, 168), (4, 224), (16, 112), (16, 168))  # frames, side in pixels
 PLAIN_TOKENS = 64
+FOLDS = 5
+CACHE_BYTES = 20 << 30
 TRAINED_TOKENS = (32, 512)  # fewest and most that `draw_points` draws
 POINTS = (  # what is evaluated: frames, side, tokens, width
     (8, 168, 512, 192),
@@ -57,8 +63,8 @@ class NanoConfig(RecipeConfig):
         world_steps: steps of the stages `plain` and `world`; 0 leaves one out.
         real_steps: steps of the stage `real`; it needs `labelled`.
         init: run or checkpoint to start from.
-        labelled: folder with labels.csv.
-        cache: folder for the decoded frames of the labelled clips.
+        labelled: list or folder of labelled clips.
+        cache: folder for the decoded frames of the labelled clips, and for the list of those that cannot be read.
         fold: fold of sources to leave out, 0 to 4; -1 uses all.
         widths: what a layer may be run at: one, two or three heads.
         shapes: frames and side of the clips of a batch, drawn evenly.
@@ -85,7 +91,7 @@ class NanoConfig(RecipeConfig):
         if not any((*self.world_steps, self.real_steps)):
             raise ValueError("world_steps and real_steps are all 0, so there is nothing to train")
         if self.real_steps and self.labelled is None:
-            raise ValueError("real_steps needs labelled, a folder with labels.csv")
+            raise ValueError("real_steps needs labelled, a list or folder of labelled clips")
 
 
 class WithHeads(nn.Module):
@@ -111,9 +117,14 @@ class Nano(Recipe):
         )
 
     @cached_property
-    def clips(self) -> LabelledClips | None:
-        """The labelled clips, if there are any."""
-        return LabelledClips.from_folder(self.config.labelled) if self.config.labelled else None
+    def clips(self) -> Clips:
+        """The labelled clips without the fold that is left out."""
+        assert self.config.labelled is not None
+        entries, cache = read_entries(self.config.labelled), self.config.cache
+        kept = folds_by_size(entries, FOLDS) != self.config.fold
+        entries = [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+        quarantine = Quarantine(cache / "quarantine.jsonl", len(entries))
+        return Clips(entries, REAL_READING, quarantine, cache=ClipCache(cache / "clips", CACHE_BYTES))
 
     def build(self) -> nn.Module:
         """The dual encoder and the heads of training, from `init` if that is given."""
@@ -150,12 +161,11 @@ class Nano(Recipe):
             shapes=self.config.shapes[:1] if stage.name == "plain" else self.config.shapes,
             batch=self.config.batch_size,
             real_share=0.4 if stage.name == "real" else 0.0,
-            leave_out=self.config.fold,
             plain_share={"plain": 0.7, "world": 0.15, "real": 0.0}[stage.name],
         )
         if stage.name != "real":
             return Mixture(config)
-        return Mixture(config, self.clips, cache=self.config.cache)
+        return Mixture(config, self.clips)
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """The batch of `elastivid.data.mixture.collate`, with words."""

@@ -24,7 +24,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.jo
 def python(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run Python on one thread."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=check)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=280, check=check)
 
 
 def same(one, other) -> bool:
@@ -46,23 +46,6 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(tmp_path):
     assert same(one, other)
     assert same(*(load_file(folder / "model.safetensors") for folder in (whole, killed)))
     assert not list(killed.glob("*.partial"))
-
-
-@pytest.mark.slow
-def test_two_processes_with_half_the_batch_train_like_one_with_all_of_it(tmp_path):
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    python(*launch, HERE / "two_processes.py", tmp_path / "two")
-    python(HERE / "two_processes.py", tmp_path / "one")
-    one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
-    for part in ("module", "average"):
-        for name, value in one[part].items():
-            assert torch.allclose(value, two[part][name], atol=1e-4), name
-    lines = [read_lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
-    assert len(lines[0]) == len(lines[1]) == 6
-    for a, b in zip(*lines, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
-        assert a["gradient_norm"] == pytest.approx(b["gradient_norm"], abs=1e-4)
-    assert lines[0][-1]["loss"] < lines[0][0]["loss"] / 2
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
     python two_processes.py FOLDER
 
-Two small towers; every process sees its part of each batch and gathers the rest.
+Two small towers and the smoke settings of two recipes; every process sees its part of each batch and gathers the rest.
+Several processes also train one of them with weights spread over them, stopped and resumed on the way.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch import nn
 
 from elastivid.losses.contrastive import contrastive
 from elastivid.losses.gather import gathered
+from elastivid.recipes import find
+from elastivid.recipes.flux_clip import FluxClip
 from elastivid.train.loop import train
 from elastivid.train.order import Epochs
 from elastivid.train.stages import Stage
@@ -52,7 +55,30 @@ class Pairs(TinyRecipe):
         return []
 
 
+class Averaged(FluxClip):
+    """With a moving average."""
+
+    def stages(self):
+        return tuple(replace(stage, ema_decay=0.9) for stage in super().stages())
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
     config = replace(TinyConfig(), batch_size=8, log_every=5, save_every=10)
-    train(Pairs(config), Path(sys.argv[1]), device="cpu")
+    train(Pairs(config), folder / "pairs", device="cpu")
+    for name in ("flux_clip", "adavid_contrastive"):
+        train(find(name).small(), folder / name, device="cpu")
+    if torch.distributed.is_initialized():
+        recipe = Averaged(replace(find("flux_clip").small().config, sharded=True))
+        asked = 0
+
+        def stop() -> bool:
+            global asked
+            asked += 1
+            return asked == 5
+
+        train(recipe, folder / "sharded", device="cpu", should_stop=stop)
+        train(recipe, folder / "sharded", device="cpu", resume=True)
+    else:
+        train(Averaged(find("flux_clip").small().config), folder / "sharded", device="cpu")

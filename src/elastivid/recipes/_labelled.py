@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from elastivid.core.errors import ElastividError
 from elastivid.core.point import OperatingPoint
@@ -200,12 +199,6 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
     return made
 
 
-def normalised(frames: Tensor, transform: Transform) -> Tensor:
-    """Frames uint8 (..., T, S, S, 3) to model input (..., T, 3, S, S) on the same device."""
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (transform.mean, transform.std))
-    return (frames.movedim(-1, -3).float() / 255.0 - mean) / std
-
-
 def probabilities(
     model: ClipClassifier, clips: Clips, config: LabelledConfig, batch: int = 8
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -221,7 +214,7 @@ def probabilities(
         part = indices[start : start + batch]
         views = [clips.views(i, config.shape, views=config.test_views, crops=config.test_crops) for i in part]
         frames = torch.from_numpy(np.concatenate(views)).to(device)  # (B*V, T, S, S, 3)
-        video = normalised(frames, model.config.transform)
+        video = model.config.transform.normalised(frames)
         found = []
         for point in config.points:
             with torch.no_grad():

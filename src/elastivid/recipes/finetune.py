@@ -38,7 +38,6 @@ from elastivid.recipes._labelled import (
     Parts,
     classifier_of,
     labelled_entries,
-    normalised,
     parts_of,
     rows_of,
     smoke_data,
@@ -163,7 +162,7 @@ class Finetune(Recipe):
         assert isinstance(module, ClipClassifier)
         config = self.config
         seed, choice = torch.randint(2**31, (2,), generator=draws).tolist()
-        video = normalised(batch["frames"], module.config.transform)
+        video = module.config.transform.normalised(batch["frames"])
         targets = soft_targets(batch["labels"], len(module.config.classes), config.smoothing)
         mixing = Mixing(config.mixup, config.cutmix, config.mixing)
         video, targets = mixing(video, targets, np.random.default_rng(seed))

@@ -30,7 +30,6 @@ from elastivid.recipes._labelled import (
     LabelledConfig,
     Parts,
     classifier_of,
-    normalised,
     parts_of,
     rows_of,
     smoke_data,
@@ -125,7 +124,7 @@ class LinearProbe(Recipe):
             numbers = np.repeat([clips.label_of(i) for i in part], config.train_views)  # (B*V,)
             turned = ~np.isin(numbers, list(kept))
             both = np.concatenate([views, views[turned][:, :, :, ::-1]])  # (up to 2*B*V, T, S, S, 3)
-            video = normalised(torch.from_numpy(both), model.config.transform)
+            video = model.config.transform.normalised(torch.from_numpy(both))
             for point in config.points:
                 features.append(model.features(video, point=point))
                 labels.append(torch.from_numpy(np.concatenate([numbers, numbers[turned]])))

@@ -26,17 +26,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from elastivid.core.point import OperatingPoint, Sampling
+from elastivid.core.point import OperatingPoint
 from elastivid.data.cache import ClipCache
 from elastivid.data.clips import Clips
 from elastivid.data.listing import read_entries
 from elastivid.data.mixture import PATCH_PIXELS, REAL_READING, Mixture, MixtureConfig, Sample, collate
 from elastivid.data.quarantine import Quarantine
 from elastivid.data.splits import folds_by_size
-from elastivid.evaluate.choices import ATTRIBUTES, accuracy, draw_choices
 from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.models.dual import PRESETS, FluxDual
 from elastivid.models.text import TextTower
+from elastivid.recipes._captioned import choice_rows
 from elastivid.train.checkpoint import load_weights
 from elastivid.train.dual import DualLoss, add_words, draw_points
 from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
@@ -189,21 +189,8 @@ class Nano(Recipe):
     def evaluate(self, module: nn.Module) -> list[Row]:
         """Share of right captions among captions wrong in one attribute, at four operating points."""
         assert isinstance(module, WithHeads)
-        choices = {name: list(draw_choices(name, "held_out", self.config.scenes, 7)) for name in ATTRIBUTES}
-        rows = []
-        for frames, side, tokens, width in POINTS:
-            point, sampling = OperatingPoint(tokens=tokens, width=width), Sampling(frames=frames, size=side)
-            shares = {name: accuracy(module.model, drawn, sampling, [point])[0] for name, drawn in choices.items()}
-            cost = module.model.cost(frames=frames, size=side, point=point)
-            rows.append(
-                {
-                    "point": f"{frames} x {side} px, {tokens} tokens, width {width}",
-                    "gmacs": cost.gmacs,
-                    "accuracy": sum(shares.values()) / len(shares),
-                    **shares,
-                }
-            )
-        return rows
+        points = [(frames, side, OperatingPoint(tokens=t, width=width)) for frames, side, t, width in POINTS]
+        return choice_rows(module.model, points, self.config.scenes)
 
     def exported(self, module: nn.Module) -> Exported:
         """The dual encoder without the heads, with the widths and token counts that plans may use."""

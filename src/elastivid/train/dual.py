@@ -74,7 +74,7 @@ class DualLoss(nn.Module):
         right, wrong = words[:count], words[count:].unflatten(0, (count, -1))  # (B, D), (B, M, D)
         all_right, all_wrong = gathered(right), gathered(wrong)
         scale = model.log_scale.exp().clamp(max=100)
-        video = to_video(model, batch["frames"])
+        video = model.transform.normalised(batch["frames"].to(device))
         loss = attributes(self.clip(SHARPNESS * right), wanted, ATTRIBUTE_SIZES)
         teacher: Tensor | None = None
         report: dict[str, Tensor] = {}
@@ -135,11 +135,3 @@ def draw_points(
         drawn = sample_widths(generator, depth, widths, decreasing=kind == 1)
         points.append(OperatingPoint(tokens=tokens, width=drawn[:1] * depth if kind == 0 else drawn))
     return points[0], points[1], points[2]
-
-
-def to_video(model: FluxDual, frames: Tensor) -> Tensor:
-    """Decoded frames uint8 (B, T, H, W, 3) to model input (B, T, 3, H, W) of the same size, on the model's device."""
-    device = model.log_scale.device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (model.transform.mean, model.transform.std))
-    video = frames.to(device).permute(0, 1, 4, 2, 3).float()  # (B, T, 3, H, W)
-    return (video / 255.0 - mean) / std

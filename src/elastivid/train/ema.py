@@ -30,6 +30,7 @@ class Ema:
         """Move the average towards `model` by one step."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.model.parameters()), [p.detach() for p in model.parameters()], 1 - decay)
+        for mean, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
+            mean.lerp_(parameter, 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)

@@ -19,7 +19,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from elastivid.train.log import Log
 from elastivid.train.optim import Adam
 from elastivid.train.order import StepBatches, ignore_signals, mixed, positions_of, seed_everything
 from elastivid.train.recipe import Recipe, Row
+from elastivid.train.sharding import average_scalars, clip_gradients, fill, shard, whole_state
 from elastivid.train.stages import (
     Stage,
     TrainingError,
@@ -113,6 +114,8 @@ def train(
             f"batch_size {recipe.config.batch_size} must be a multiple of accumulate x processes, "
             f"{recipe.config.accumulate} x {accelerator.num_processes}"
         )
+    if recipe.config.sharded and accelerator.num_processes == 1:
+        raise TrainingError("sharded spreads a model over several processes; start more of them (--processes)")
     goes_on = False
     if accelerator.is_main_process:
         goes_on = open_run(folder, recipe, resume=resume)
@@ -148,7 +151,9 @@ class Run:
         if not names or len(set(names)) < len(names):
             raise TrainingError(f"a recipe needs stages with different names, got {names}")
         seed_everything(self.config.seed)
-        self.module = recipe.build().to(accelerator.device)
+        self.module = recipe.build()
+        if not self.config.sharded:
+            self.module = self.module.to(accelerator.device)
         self.trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]
         self.stage_index = self.stage_step = self.step = 0
         self.seconds = 0.0
@@ -163,6 +168,7 @@ class Run:
         self.sums: dict[str, float] = defaultdict(float)  # for the next line of the log
         self.times: dict[str, float] = defaultdict(float)
         self.average: Ema | None = None
+        self.forward: nn.Module = _Step(recipe, self.module)
         self.rows: list[Row] = []
 
     # ---- the run ----
@@ -177,11 +183,12 @@ class Run:
             if self.evaluated != self.step:
                 self.evaluate()
                 self.save()
+            finished = self._finished(complete=True)
             if self.accelerator.is_main_process:
                 with torch.no_grad():
-                    export(self.recipe, self.result, self.folder, self.step)
+                    export(self.recipe, finished.module, self.folder, self.step)
             self.accelerator.wait_for_everyone()
-            return self._finished(complete=True)
+            return finished
         finally:
             if self.log is not None:
                 self.log.close()
@@ -190,7 +197,6 @@ class Run:
         """Train one stage to its end; false when the run was asked to stop before."""
         names = self.start_stage(stage)
         self.adam = adam = Adam(self.module, stage, names, self.moments)
-        model = self.accelerator.prepare(_Step(self.recipe, self.module, stage))
         batches = self.batches(stage)
         began = time.perf_counter()
         try:
@@ -198,7 +204,7 @@ class Run:
                 started, first = time.perf_counter(), self.stage_step == 0
                 progress = self.progress_of_stage(stage)
                 seed_everything(self.config.seed, self.stage_index, self.stage_step, self.accelerator.process_index)
-                values = self.forward_backward(model, stage, batches, names if first else ())
+                values = self.forward_backward(stage, batches, names if first else ())
                 self.optimizer_step(adam, stage, values, stage.learning_rate_at(progress))
                 self.stage_step += 1
                 self.step += 1
@@ -220,24 +226,50 @@ class Run:
         """Freeze what the stage does not train; names of what it does."""
         fixed = [name for name, _ in self.module.named_parameters() if name not in set(self.trainable)]
         names = trained_names(stage, self.trainable, fixed)
-        for name, parameter in self.module.named_parameters():
-            parameter.requires_grad_(name in set(names))
-            parameter.grad = None
+        if stage.ema_decay is not None:
+            if self.average is None:
+                self.average = Ema(self._rebuilt(self.module) if self.config.sharded else self.module)
+            self.average.decay = stage.ema_decay
+        if self.config.sharded:
+            self.spread(names)
+        else:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(name in set(names))
+                parameter.grad = None
+            self.forward = self.accelerator.prepare(_Step(self.recipe, self.module))
         set_modes(self.module, names)
         if self.stage_step == 0:
             self.hashes = hashes(dict(self.module.named_parameters()))
-        if stage.ema_decay is not None:
-            if self.average is None:
-                self.average = Ema(self.module, stage.ema_decay)
-            self.average.decay = stage.ema_decay
         return names
+
+    def spread(self, names: list[str]) -> None:
+        """Make the model and its average anew, each spread over the processes; what trains is fixed with that."""
+        made = self._rebuilt(self.module)
+        for name, parameter in made.named_parameters():
+            parameter.requires_grad_(name in set(names))
+        self.module, state = made, whole_state(made)
+        self.forward = _Step(self.recipe, made)
+        shard(self.forward, self.accelerator.device)
+        fill(made, state)
+        if self.average is not None:
+            average = self._rebuilt(self.average.model).requires_grad_(False)
+            state = whole_state(average)
+            shard(average, self.accelerator.device)
+            fill(average, state)
+            self.average.model = average.eval()
+
+    def _rebuilt(self, module: nn.Module) -> nn.Module:
+        """What the recipe builds, on the device, with the whole weights of `module`."""
+        made = self.recipe.build().to(self.accelerator.device)
+        fill(made, whole_state(module))
+        return made
 
     def end_stage(self, stage: Stage, names: list[str]) -> None:
         """Check what changed, move to the next stage and write a checkpoint."""
         now = hashes(dict(self.module.named_parameters()))
         check_frozen(stage, self.hashes, now, names)
         check_trained(stage, self.hashes, now, names)
-        self.moments, self.adam = self.state()["moments"], None
+        self.moments, self.adam = self.adam.state() if self.adam else {}, None
         self.stage_index, self.stage_step, self.hashes = self.stage_index + 1, 0, {}
         self.save()
 
@@ -263,9 +295,7 @@ class Run:
         )
         return iter(loader)
 
-    def forward_backward(
-        self, model: nn.Module, stage: Stage, batches: Iterator[Any], names: list[str] | tuple[()]
-    ) -> dict[str, Tensor]:
+    def forward_backward(self, stage: Stage, batches: Iterator[Any], names: list[str] | tuple[()]) -> dict[str, Tensor]:
         """Gradients of one step, summed over its micro-batches, and what it reports; `loss` among it.
 
         Args:
@@ -278,13 +308,15 @@ class Run:
             batch = moved(next(batches), self.accelerator.device)
             self.times["loading"] += time.perf_counter() - waited
             draws = torch.Generator().manual_seed(mixed(self.config.seed, 1, self.stage_index, self.stage_step))
-            last = micro == count - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
-                loss, parts = model(batch, draws)
+            with self._gradients_meet(last=micro == count - 1):
+                with self.accelerator.autocast():
+                    loss, parts = self.forward(batch, stage, draws)
                 self.accelerator.backward(loss / count)
             for name, value in {"loss": loss, **parts}.items():
                 part = value.detach().float() / count
                 reported[name] = reported[name] + part if name in reported else part
+        if self.config.sharded:
+            average_scalars(self.module.parameters())
         if names:
             check_gradients(stage, self.module, names)
         return reported
@@ -292,7 +324,7 @@ class Run:
     def optimizer_step(self, adam: Adam, stage: Stage, reported: Mapping[str, Tensor], learning_rate: float) -> None:
         """Clip, look whether everything is finite, and step or skip."""
         limit = math.inf if stage.clip_norm is None else stage.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(adam.parameters, limit)
+        norm = clip_gradients(adam.parameters, limit)
         names = [*reported, "gradient_norm"]
         numbers = torch.stack([*reported.values(), norm.detach().float()]).tolist()
         values = dict(zip(names, numbers, strict=True))
@@ -333,6 +365,16 @@ class Run:
                 f"({stage.learning_rate:g}) or clip harder; metrics.jsonl in {self.folder} names every skipped step"
             )
 
+    @contextmanager
+    def _gradients_meet(self, last: bool) -> Iterator[None]:
+        """Gradients of several processes are averaged in the last micro-batch of a step only."""
+        if self.config.sharded:
+            self.forward.set_requires_gradient_sync(last)  # type: ignore[operator]
+            yield
+        else:
+            with nullcontext() if last else self.accelerator.no_sync(self.forward):
+                yield
+
     # ---- between the steps ----
 
     def after_step(self, stage: Stage, stop: bool) -> None:
@@ -372,10 +414,11 @@ class Run:
 
     def evaluate(self) -> None:
         """Rows per operating point of the moving average, or of the model where there is none; the best is kept."""
+        result = self.result()
         if self.accelerator.is_main_process:
-            self.result.eval()
+            result.eval()
             with torch.no_grad():
-                self.rows = self.recipe.evaluate(self.result)
+                self.rows = self.recipe.evaluate(result)
             if self.average is None:
                 set_modes(self.module, [name for name, p in self.module.named_parameters() if p.requires_grad])
             if self.rows and self.log is not None:
@@ -385,25 +428,25 @@ class Run:
                 if self.best is None or score > self.best:
                     self.best = score
                     save_checkpoint(
-                        self.folder / BEST, {"module": self.result.state_dict(), "step": self.step, "score": score}
+                        self.folder / BEST, {"module": result.state_dict(), "step": self.step, "score": score}
                     )
         self.evaluated = self.step
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         """Write the checkpoint that the run goes on from."""
-        sums = self._mean_sums()
+        state = {**self.state(), "sums": self._mean_sums()}
         if self.accelerator.is_main_process:
             assert self.log is not None
             self.log.sync()
-            save_checkpoint(self.folder / LAST, {**self.state(), "sums": sums})
+            save_checkpoint(self.folder / LAST, state)
         self.accelerator.wait_for_everyone()
 
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on."""
+        """Everything that the rest of the run depends on, whole; all processes must ask."""
         return {
-            "module": self.module.state_dict(),
-            "average": self.average.model.state_dict() if self.average else None,
+            "module": whole_state(self.module),
+            "average": whole_state(self.average.model) if self.average else None,
             "average_steps": self.average.steps if self.average else 0,
             "moments": self.adam.state() if self.adam else self.moments,
             "stage_index": self.stage_index,
@@ -435,10 +478,10 @@ class Run:
 
     # ---- where the run stands ----
 
-    @property
     def result(self) -> nn.Module:
-        """What the run is worth by now: the moving average, or the model where there is none."""
-        return self.average.model if self.average is not None else self.module
+        """The moving average, or the model where there is none, whole; all processes must ask."""
+        held = self.average.model if self.average is not None else self.module
+        return self._rebuilt(held) if self.config.sharded else held
 
     def progress_of_stage(self, stage: Stage) -> float:
         """Share of the stage that is done after the coming step, in (0, 1]."""
@@ -482,7 +525,7 @@ class Run:
         )
 
     def _finished(self, *, complete: bool) -> Finished:
-        return Finished(self.result.eval(), self.rows, self.step, self.seconds, complete)
+        return Finished(self.result().eval(), self.rows, self.step, self.seconds, complete)
 
     def _mean_sums(self) -> dict[str, float]:
         names = sorted(self.sums)
@@ -495,13 +538,13 @@ class Run:
 class _Step(nn.Module):
     """The recipe's step as a module, so that DDP sees one forward per backward whatever parts the step calls."""
 
-    def __init__(self, recipe: Recipe, module: nn.Module, stage: Stage) -> None:
+    def __init__(self, recipe: Recipe, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.recipe, self.stage = module, recipe, stage
+        self.module, self.recipe = module, recipe
 
-    def forward(self, batch: Any, draws: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def forward(self, batch: Any, stage: Stage, draws: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss and its parts."""
-        return self.recipe.step(self.module, batch, self.stage, draws)
+        return self.recipe.step(self.module, batch, stage, draws)
 
 
 def _mean(accelerator: Accelerator, values: Tensor) -> Tensor:

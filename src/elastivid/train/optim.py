@@ -1,4 +1,4 @@
-"""AdamW with parameter groups in a fixed order: no decay for vectors, layer decay along the blocks of every tower.
+"""AdamW with parameter groups in a fixed order: no decay for vectors and tables, layer decay along blocks.
 
     rate of a parameter = rate of the stage * layer_decay ** (top of its tower - its layer)
 
@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from elastivid.train.sharding import spread_like, whole
 from elastivid.train.stages import Stage
 
 _BLOCK = re.compile(r"^(?P<tower>(?:.*\.)?)blocks\.(?P<number>\d+)\.")
-NO_DECAY = re.compile(r"(?:^|\.)(?:positions|cls_token|mask_token|time_positions)$")
+NO_DECAY = re.compile(r"(?:^|\.)(?:words|position|positions|cls_token|mask_token|time_positions)$")
 
 
 def layers_of(names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -60,13 +62,14 @@ def parameter_groups(module: nn.Module, stage: Stage, names: Sequence[str]) -> l
     """
     named = dict(module.named_parameters())
     layers = layers_of(list(named))
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float, bool], dict] = {}
     for name in names:
         parameter = named[name]
         decay = 0.0 if parameter.ndim < 2 or NO_DECAY.search(name) else stage.weight_decay
         layer, top = layers[name]
         scale = stage.layer_decay ** (top - layer)
-        group = groups.setdefault((scale, decay), {"params": [], "names": [], "weight_decay": decay, "scale": scale})
+        key = (scale, decay, isinstance(parameter, DTensor))  # torch takes spread and whole tensors one kind at a time
+        group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
@@ -92,7 +95,7 @@ class Adam:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if state and name in state:
                     self.optimizer.state[parameter] = {
-                        key: value.to(parameter.device).clone() if key != "step" else value.clone()
+                        key: value.clone() if key == "step" else spread_like(value.clone(), parameter)
                         for key, value in state[name].items()
                     }
 
@@ -103,9 +106,9 @@ class Adam:
         self.optimizer.step()
 
     def state(self) -> dict[str, dict]:
-        """Moments and step count of every parameter, by name."""
+        """Moments and step count of every parameter, by name; whole ones, so all processes must ask."""
         return {
-            name: dict(self.optimizer.state[parameter])
+            name: {key: whole(value) for key, value in self.optimizer.state[parameter].items()}
             for group in self.groups
             for name, parameter in zip(group["names"], group["params"], strict=True)
             if parameter in self.optimizer.state

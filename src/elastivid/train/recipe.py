@@ -37,6 +37,7 @@ class RecipeConfig:
         evaluate_every: steps between two evaluations; 0 evaluates at the end only.
         max_skipped: steps in a row that may be skipped for a loss or gradient that is not finite.
         minutes: end after this time instead of after the steps of the stages, which then share the time out.
+        sharded: spread weights, gradients and moments over the processes (FSDP) instead of copying them (DDP).
 
     Raises:
         ValueError: a value is out of range.
@@ -52,6 +53,7 @@ class RecipeConfig:
     evaluate_every: int = 0
     max_skipped: int = 10
     minutes: float = 0.0
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "save_every", "max_skipped"):

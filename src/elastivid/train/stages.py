@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.errors import ElastividError, UnknownNameError
+from elastivid.train.sharding import whole
 
 
 class TrainingError(ElastividError, RuntimeError):
@@ -114,10 +115,10 @@ def trained_names(stage: Stage, trainable: Sequence[str], fixed: Iterable[str] =
 
 
 def hashes(parameters: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """Hash of every tensor's bytes: equal hashes mean bit for bit equal tensors."""
+    """Hash of the bytes of every tensor, whole: equal hashes mean bit for bit equal tensors."""
     found = {}
     for name, value in parameters.items():
-        raw = value.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy()  # (bytes,)
+        raw = whole(value.detach()).contiguous().reshape(-1).view(torch.uint8).cpu().numpy()  # (bytes,)
         found[name] = hashlib.blake2b(raw.tobytes(), digest_size=16).digest()
     return found
 

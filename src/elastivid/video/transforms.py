@@ -128,6 +128,16 @@ class Transform:
         out = video.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
         return out.mul_(scale.view(shape)).add_(offset.view(shape))
 
+    def normalised(self, frames: torch.Tensor) -> torch.Tensor:
+        """Model input of frames that have the right size already: uint8 (..., T, H, W, 3) to float32 (..., T, 3, H, W).
+
+        On the device of `frames`, a whole batch at once; what training does, whose samples are cut out before.
+        """
+        import torch
+
+        mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (frames.movedim(-1, -3).float() / 255.0 - mean) / std
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reverses it."""
         return asdict(self)

@@ -52,7 +52,7 @@ def test_a_run_is_repeatable_and_stopping_after_every_few_steps_changes_nothing(
     for name in ("metrics.jsonl", "evaluation.jsonl"):
         assert (tmp_path / "pieces" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert same(state(tmp_path / "pieces"), state(tmp_path / "whole"))
-    assert [line["step"] for line in read_lines(tmp_path / "whole" / "metrics.jsonl")] == [3, 6, 9, 12, 15, 18]
+    assert [line["step"] for line in read_lines(tmp_path / "whole" / "metrics.jsonl")] == [3, 6, 7, 9, 12, 15, 18, 19]
     assert len(read_lines(tmp_path / "whole" / "evaluation.jsonl")) == 1
     assert not same(state(tmp_path / "whole"), state_of_other_seed(tmp_path))
 

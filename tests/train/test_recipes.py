@@ -25,7 +25,7 @@ from elastivid.train.settings import from_values, keys, to_values
 from elastivid.train.stages import TrainingError, trained_names
 from elastivid.weights.load import load
 
-OURS = ("adavid_agg", "adavid_contrastive", "flux_clip")
+OURS = ("adavid_agg", "adavid_contrastive", "flux_clip", "flux_tune")
 
 
 def small(name: str, cache: Path):

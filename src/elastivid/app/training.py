@@ -92,6 +92,7 @@ def evaluate_run(recipe: Recipe, weights: Path, device: str) -> dict[str, Any]:
     module = recipe.build()
     step = load_weights(module, weights)
     module = module.to(accelerator.device).eval()
+    seed_everything(recipe.config.seed)
     with torch.no_grad():
         rows = recipe.evaluate(module)
     return {**describe_run(recipe), "step": step, "weights": str(weights), "rows": rows}

@@ -62,3 +62,19 @@ def moved(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
         return type(batch)(moved(value, device) for value in batch)
     return batch
+
+
+def mean_over(accelerator: Accelerator, values: Tensor) -> Tensor:
+    """Mean of `values` over the processes, on the CPU."""
+    if accelerator.num_processes == 1:
+        return values
+    reduced: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="mean")
+    return reduced.cpu()
+
+
+def largest_over(accelerator: Accelerator, value: float) -> float:
+    """Largest `value` of the processes."""
+    if accelerator.num_processes == 1:
+        return value
+    gathered: Tensor = accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
+    return float(gathered.max())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from elastivid.train.checkpoint import BEST, LAST, load_checkpoint, open_run, save_checkpoint
-from elastivid.train.devices import accelerator_for, moved
+from elastivid.train.devices import accelerator_for, largest_over, mean_over, moved
 from elastivid.train.ema import Ema
 from elastivid.train.export import export
 from elastivid.train.log import Log
@@ -47,6 +46,7 @@ from elastivid.train.stages import (
     set_modes,
     trained_names,
 )
+from elastivid.train.window import Window
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -120,7 +120,7 @@ def train(
     if accelerator.is_main_process:
         goes_on = open_run(folder, recipe, resume=resume)
     accelerator.wait_for_everyone()
-    goes_on = bool(_maximum(accelerator, float(goes_on)))
+    goes_on = bool(largest_over(accelerator, float(goes_on)))
     run = Run(recipe, folder, accelerator, progress, should_stop)
     if goes_on:
         run.restore(load_checkpoint(folder / LAST))
@@ -165,8 +165,7 @@ class Run:
         self.clock_share = 0.0  # of `minutes`, the same in all processes
         self.evaluated = -1  # step of the last evaluation
         self.hashes: dict[str, bytes] = {}  # of all parameters at the start of the stage
-        self.sums: dict[str, float] = defaultdict(float)  # for the next line of the log
-        self.times: dict[str, float] = defaultdict(float)
+        self.window = Window()  # for the next line of the log
         self.average: Ema | None = None
         self.forward: nn.Module = _Step(recipe, self.module)
         self.rows: list[Row] = []
@@ -210,8 +209,7 @@ class Run:
                 self.step += 1
                 if first:
                     check_frozen(stage, self.hashes, hashes(dict(self.module.named_parameters())), names)
-                self.times["steps"] += 1
-                self.times["seconds"] += time.perf_counter() - started
+                self.window.add_time(time.perf_counter() - started)
                 self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
                 stop = self.synchronise()
                 self.after_step(stage, stop)
@@ -306,7 +304,7 @@ class Run:
         for micro in range(count):
             waited = time.perf_counter()
             batch = moved(next(batches), self.accelerator.device)
-            self.times["loading"] += time.perf_counter() - waited
+            self.window.waiting_seconds += time.perf_counter() - waited
             draws = torch.Generator().manual_seed(mixed(self.config.seed, 1, self.stage_index, self.stage_step))
             with self._gradients_meet(last=micro == count - 1):
                 with self.accelerator.autocast():
@@ -329,14 +327,12 @@ class Run:
         numbers = torch.stack([*reported.values(), norm.detach().float()]).tolist()
         values = dict(zip(names, numbers, strict=True))
         finite = math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"])
-        if _maximum(self.accelerator, float(not finite)):
+        if largest_over(self.accelerator, float(not finite)):
             self.skip(stage, values)
         else:
             adam.step(learning_rate)
             self.skipped_in_a_row = 0
-            for name, value in values.items():
-                self.sums[name] += value
-            self.sums["steps"] += 1
+            self.window.add(values)
             if stage.ema_decay is not None and self.average is not None:
                 self.average.update(self.module)
         self.learning_rate = learning_rate
@@ -380,7 +376,7 @@ class Run:
     def after_step(self, stage: Stage, stop: bool) -> None:
         """Log, save, evaluate and show, whatever is due."""
         config = self.config
-        if self.step % config.log_every == 0:
+        if self.step % config.log_every == 0 or self.stage_ends(stage):
             self.write_line(stage)
         if config.evaluate_every and self.step % config.evaluate_every == 0:
             self.evaluate()
@@ -391,32 +387,23 @@ class Run:
 
     def write_line(self, stage: Stage) -> None:
         """A line of means since the last one, over all processes."""
-        count = self.sums["steps"]
-        if count:
-            names = sorted(set(self.sums) - {"steps"})
-            means = torch.tensor([self.sums[name] / count for name in names], dtype=torch.float64)
-            means = _mean(self.accelerator, means)
-            values = dict(zip(names, means.tolist(), strict=True))
-            values = {"learning_rate": self.learning_rate, **values, "skipped": self.skipped}
-            if self.log is not None:
-                self.log.metrics.write(step=self.step, stage=stage.name, **values)
-                self.log.curves("train", self.step, values)
-        self.sums.clear()
-        if self.log is not None and self.times["seconds"]:
-            times = {
-                "seconds_per_step": self.times["seconds"] / self.times["steps"],
-                "loading_share": self.times["loading"] / self.times["seconds"],
-                "samples_per_second": self.times["steps"] * self.config.batch_size / self.times["seconds"],
-            }
+        self.window.merge(self._mean)
+        means, times = self.window.means(), self.window.times(self.config.batch_size)
+        if self.log is not None and means:
+            values = {"learning_rate": self.learning_rate, **means, "skipped": self.skipped}
+            self.log.metrics.write(step=self.step, stage=stage.name, **values)
+            self.log.curves("train", self.step, values)
+        if self.log is not None and times:
             self.log.timing.write(step=self.step, seconds=self.seconds, **times)
             self.log.curves("timing", self.step, times)
-        self.times.clear()
+        self.window.clear()
 
     def evaluate(self) -> None:
         """Rows per operating point of the moving average, or of the model where there is none; the best is kept."""
         result = self.result()
         if self.accelerator.is_main_process:
             result.eval()
+            seed_everything(self.config.seed)
             with torch.no_grad():
                 self.rows = self.recipe.evaluate(result)
             if self.average is None:
@@ -435,7 +422,7 @@ class Run:
 
     def save(self) -> None:
         """Write the checkpoint that the run goes on from."""
-        state = {**self.state(), "sums": self._mean_sums()}
+        state = self.state()
         if self.accelerator.is_main_process:
             assert self.log is not None
             self.log.sync()
@@ -444,7 +431,9 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, whole; all processes must ask."""
+        self.window.merge(self._mean)
         return {
+            "window": self.window.state(),
             "module": whole_state(self.module),
             "average": whole_state(self.average.model) if self.average else None,
             "average_steps": self.average.steps if self.average else 0,
@@ -474,7 +463,7 @@ class Run:
         self.rows = json.loads(state["rows"])
         self.synchronise()
         self.hashes = {name: bytes.fromhex(value) for name, value in state["hashes"].items()}
-        self.sums = defaultdict(float, state["sums"])
+        self.window.restore(state["window"])
 
     # ---- where the run stands ----
 
@@ -505,34 +494,29 @@ class Run:
     def synchronise(self) -> bool:
         """Agree with the other processes on the clock; whether any of them was asked to stop."""
         if self.config.minutes:
-            self.clock_share = _maximum(self.accelerator, self.seconds) / (60.0 * self.config.minutes)
-        return bool(_maximum(self.accelerator, float(self.should_stop is not None and self.should_stop())))
+            self.clock_share = largest_over(self.accelerator, self.seconds) / (60.0 * self.config.minutes)
+        return bool(largest_over(self.accelerator, float(self.should_stop is not None and self.should_stop())))
 
     def describe(self, stage: Stage) -> Progress:
         """Where the run stands."""
         total = sum(s.steps for s in self.stages)
         share = min(self.clock_share, 1.0) if self.config.minutes else self.step / total
-        count, seconds = self.sums["steps"] or 1, self.times["seconds"]
-        values = {name: value / count for name, value in self.sums.items() if name != "steps"}
+        times = self.window.times(self.config.batch_size)
         return Progress(
             stage=stage.name,
             step=self.step,
             share=share,
-            values=values,
+            values=self.window.means(),
             samples_per_second=self.step * self.config.batch_size / max(self.seconds, 1e-9),
-            loading_share=self.times["loading"] / seconds if seconds else 0.0,
+            loading_share=times.get("loading_share", 0.0),
             seconds_left=self.seconds * (1 - share) / share if share else None,
         )
 
     def _finished(self, *, complete: bool) -> Finished:
         return Finished(self.result().eval(), self.rows, self.step, self.seconds, complete)
 
-    def _mean_sums(self) -> dict[str, float]:
-        names = sorted(self.sums)
-        if not names:
-            return {}
-        means = _mean(self.accelerator, torch.tensor([self.sums[name] for name in names], dtype=torch.float64))
-        return dict(zip(names, means.tolist(), strict=True))
+    def _mean(self, values: Tensor) -> Tensor:
+        return mean_over(self.accelerator, values)
 
 
 class _Step(nn.Module):
@@ -545,19 +529,3 @@ class _Step(nn.Module):
     def forward(self, batch: Any, stage: Stage, draws: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss and its parts."""
         return self.recipe.step(self.module, batch, stage, draws)
-
-
-def _mean(accelerator: Accelerator, values: Tensor) -> Tensor:
-    """Mean of `values` over the processes, on the CPU."""
-    if accelerator.num_processes == 1:
-        return values
-    reduced: Tensor = accelerator.reduce(values.to(accelerator.device), reduction="mean")
-    return reduced.cpu()
-
-
-def _maximum(accelerator: Accelerator, value: float) -> float:
-    """Largest `value` of the processes."""
-    if accelerator.num_processes == 1:
-        return value
-    gathered: Tensor = accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
-    return float(gathered.max())

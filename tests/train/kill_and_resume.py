@@ -51,9 +51,10 @@ def main(folder: Path, kills: int, seed: int) -> None:
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status)
+        writing = " while writing" if list(folder.glob("killed/*.partial")) else ""
         done = (folder / "killed" / checkpoint.LAST).exists()
         step = checkpoint.load_checkpoint(folder / "killed" / checkpoint.LAST)["step"] if done else 0
-        print("killed" if killed else f"ended {status}", "checkpoint at step", step, flush=True)
+        print("killed" + writing if killed else f"ended {status}", "checkpoint at step", step, flush=True)
         if not kills:
             break
         kills -= killed

@@ -41,12 +41,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ValueError(f"count must be >= 0, got {self.count}")
+        if self.on and self.count < 3:
+            raise ValueError("on needs a count of 3")
 
 
 def test_settings_are_read_by_their_type():
     made = changed(
         Settings(),
-        ["count=3", "rate=2", "name=7", "on=true", "place=runs/x", "sizes=4", "pairs=(8,112),(4,56)", "inner.depth=9"],
+        ["on=true", "count=3", "rate=2", "name=7", "place=runs/x", "sizes=4", "pairs=(8,112),(4,56)", "inner.depth=9"],
     )
     assert made == Settings(3, 2.0, "7", True, Path("runs/x"), (4,), ((8, 112), (4, 56)), Inner(9))
     assert isinstance(made.rate, float)
@@ -67,7 +69,7 @@ def test_settings_are_read_by_their_type():
         ("pairs=(1,2,3),", "pairs takes 2 values"),
         ("inner=3", "inner holds settings of its own; set one of inner.depth"),
         ("count.x=3", "count has no fields of its own"),
-        ("count=-1", "count=-1: count must be >= 0"),
+        ("count=-1", "count must be >= 0, got -1"),
         ("sizes=1,x", "sizes takes a whole number, got 'x'|sizes takes a whole number, got '1,x'"),
     ],
 )

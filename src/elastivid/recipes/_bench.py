@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from elastivid.data.augment import Augmentation, resized
+from elastivid.data.cache import ClipCache
 from elastivid.data.clips import ClipReading, Clips, ClipSample, place_in_epoch
 from elastivid.data.fluxbench import FIRST_CLASS, NUM_CLASSES, TASKS, BenchSet, load_clips
 from elastivid.data.listing import classes_of, read_entries
@@ -75,11 +76,21 @@ class BenchClips:
         return resized(frames[uniform(len(frames), shape[0])], shape[1])[None]
 
 
-def listed(train: Path, validation: Path, cache: Path, short_side: int) -> tuple[Labelled, Labelled]:
-    """Clips of two lists with the classes of the first, trained on with RandAugment (9, 0.5) as FluxViT is."""
+def listed(
+    train: Path, validation: Path, cache: Path, limit_gigabytes: float, short_side: int
+) -> tuple[Labelled, Labelled]:
+    """Clips of two lists with the classes of the first, trained on with RandAugment (9, 0.5) as FluxViT is.
+
+    Args:
+        train, validation: the lists.
+        cache: folder of the quarantine and of decoded clips.
+        limit_gigabytes: what decoded clips may take there; 0 decodes every time.
+        short_side: pixels of the shorter side of decoded frames.
+    """
     reading = ClipReading(augmentation=Augmentation(operations=(RandAugment(),)), short_side=short_side)
     parts = [read_entries(path) for path in (train, validation)]
     classes = classes_of(parts[0])
     quarantine = Quarantine(cache / "quarantine.jsonl", sum(map(len, parts)))
-    first, second = (Clips(entries, reading, quarantine, classes=classes) for entries in parts)
+    kept = ClipCache(cache / "clips", int(limit_gigabytes * 2**30)) if limit_gigabytes else None
+    first, second = (Clips(entries, reading, quarantine, classes=classes, cache=kept) for entries in parts)
     return first, second

@@ -60,7 +60,8 @@ class FluxTuneConfig(RecipeConfig):
         label_smoothing: share of the target that is spread over all classes.
         train, validation: lists of labelled clips; `None` takes flux-bench.
         bench_clips: training clips of flux-bench.
-        cache: folder of rendered clips, and of the quarantine.
+        cache: folder of rendered or decoded clips, and of the quarantine.
+        cache_gigabytes: what decoded clips may take; 0 decodes them every time.
         init: run or checkpoint whose trunk is the start.
         steps, warmup_steps, learning_rate, layer_decay: of the one stage.
         evaluated_clips: clips of the validation set, spread evenly, that an evaluation takes.
@@ -79,6 +80,7 @@ class FluxTuneConfig(RecipeConfig):
     validation: Path | None = None
     bench_clips: int = 14_000
     cache: Path = Path("runs")
+    cache_gigabytes: float = 20.0
     init: Path | None = None
     steps: int = 18_800
     warmup_steps: int = 2_350
@@ -116,7 +118,8 @@ class FluxTune(Recipe):
         """Training and validation clips."""
         config = self.config
         if config.train is not None and config.validation is not None:
-            return listed(config.train, config.validation, config.cache, config.sizes[1] * 8 // 7)
+            side = config.sizes[1] * 8 // 7
+            return listed(config.train, config.validation, config.cache, config.cache_gigabytes, side)
         held_out = min(VALIDATION_CLIPS, config.evaluated_clips)
         return (
             BenchClips(config.cache, "train", config.bench_clips),

@@ -28,43 +28,58 @@ class SettingError(ElastividError, ValueError):
 
 
 def changed(config: Config, assignments: Iterable[str]) -> Config:
-    """`config` with settings replaced.
+    """`config` with settings replaced, all at once: settings that need each other may come in any order.
 
     Args:
         config: a frozen dataclass; fields may be dataclasses, whose fields are reached with dots.
         assignments: `key=value` each; later ones win.
 
     Raises:
-        SettingError: an assignment has no `=`, or its value does not fit the field.
+        SettingError: an assignment has no `=`, a value does not fit its field, or the config refuses them together.
         UnknownNameError: there is no such field; the message lists the closest ones.
     """
+    wanted: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise SettingError(f"a setting is key=value, got {assignment!r}")
-        config = _replaced(config, key.strip().split("."), text.strip(), key.strip())
-    return config
+        _note(wanted, config, key.strip(), text.strip())
+    return _replaced(config, wanted)
 
 
-def _replaced(config: Any, path: Sequence[str], text: str, key: str) -> Any:
-    kinds = typing.get_type_hints(type(config))
-    fields = [field.name for field in dataclasses.fields(config)]
-    name, rest = path[0], path[1:]
-    if name not in fields:
-        raise UnknownNameError(f"setting of {type(config).__name__}", ".".join(path), keys(config))
-    current = getattr(config, name)
-    if rest:
-        if not dataclasses.is_dataclass(current):
-            raise SettingError(f"{key}: {name} has no fields of its own, it is {current!r}")
-        return dataclasses.replace(config, **{name: _replaced(current, rest, text, key)})
+def _note(wanted: dict[str, Any], config: Any, key: str, text: str) -> None:
+    """Put the value of `key` into `wanted`, a dict for every dataclass on the way."""
+    *path, last = key.split(".")
+    for name in path:
+        if name not in _fields(config):
+            raise UnknownNameError(f"setting of {type(config).__name__}", name, keys(config))
+        config = getattr(config, name)
+        if not dataclasses.is_dataclass(config):
+            raise SettingError(f"{key}: {name} has no fields of its own, it is {config!r}")
+        wanted = wanted.setdefault(name, {})
+    if last not in _fields(config):
+        raise UnknownNameError(f"setting of {type(config).__name__}", last, keys(config))
+    current = getattr(config, last)
     if dataclasses.is_dataclass(current):
-        inner = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(current))
-        raise SettingError(f"{key} holds settings of its own; set one of {inner}")
-    value = fitted(_literal(text), kinds[name], key)
+        raise SettingError(f"{key} holds settings of its own; set one of {', '.join(keys(current, f'{key}.'))}")
+    wanted[last] = fitted(_literal(text), typing.get_type_hints(type(config))[last], key)
+
+
+def _fields(config: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(config)]
+
+
+def _replaced(config: Any, wanted: dict[str, Any]) -> Any:
+    values = {
+        name: _replaced(getattr(config, name), value) if dataclasses.is_dataclass(getattr(config, name)) else value
+        for name, value in wanted.items()
+    }
     try:
-        return dataclasses.replace(config, **{name: value})
+        return dataclasses.replace(config, **values)
     except ValueError as error:
-        raise SettingError(f"{key}={text}: {error}") from error
+        if isinstance(error, SettingError):
+            raise
+        raise SettingError(str(error)) from error
 
 
 def keys(config: Any, prefix: str = "") -> list[str]:

@@ -12,15 +12,14 @@ from golden_cases import WORST, close, parsed, places
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import WeightsError
 from elastivid.layers.position import sincos_3d
+from elastivid.models import mae
 from elastivid.models.mvd import (
     PRESETS,
     PRETRAINING,
     MVDConfig,
-    convert_image_teacher,
     convert_reference,
     convert_student,
     image_targets,
-    image_teacher_config,
     standardised_features,
     video_targets,
 )
@@ -48,8 +47,8 @@ def test_equals_the_released_student_and_teachers(golden, name):
     config = MVDConfig.from_reference(file.config["student"])
     student = config.build().eval()
     student.load_state_dict(convert_student(file.part("student.")), strict=True)
-    image_teacher = image_teacher_config(file.config["image_teacher"]).build().eval()
-    image_teacher.load_state_dict(convert_image_teacher(file.part("image_teacher.")), strict=True)
+    image_teacher = mae.from_reference(file.config["image_teacher"]).build().eval()
+    image_teacher.load_state_dict(mae.convert_reference(file.part("image_teacher.")), strict=True)
     video_teacher = video_teacher_of(file.config["video_teacher"], config.encoder.num_frames).build().eval()
     video_teacher.load_state_dict(convert_videomae(file.part("video_teacher.")), strict=True)
     for i, case in enumerate(c for c in file.cases if "hidden" in c.tensors):
@@ -88,8 +87,8 @@ def test_image_teacher_equals_transformers():
     for parameter in peer.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     sizes = {"embed_dim": 48, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, "img_size": 32, "patch_size": 8}
-    ours = image_teacher_config(sizes).build().eval()
-    ours.load_state_dict(convert_image_teacher(peer.state_dict()), strict=True)
+    ours = mae.from_reference(sizes).build().eval()
+    ours.load_state_dict(mae.convert_reference(peer.state_dict()), strict=True)
     image = torch.randn(2, 3, 32, 32)
     noise = torch.arange(16.0).expand(2, -1)  # the order in which transformers shuffles the patches
     wanted = peer(image, noise=noise).last_hidden_state
@@ -151,7 +150,7 @@ def test_a_reference_config_is_read_or_refused():
     with pytest.raises(WeightsError, match=r"unknown keys \['colour'\]"):
         MVDConfig.from_reference({"colour": "red"})
     with pytest.raises(WeightsError, match=r"unknown keys \['colour'\]"):
-        image_teacher_config({"colour": "red"})
+        mae.from_reference({"colour": "red"})
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,6 +22,7 @@ from elastivid.models.umt import (
     convert_student,
     convert_teacher,
     fine_tuning_table,
+    hub_teacher,
 )
 from elastivid.models.videomae import VideoMAEConfig
 from elastivid.select.masks import AttentionScore, drawn
@@ -93,7 +94,7 @@ def test_equals_the_released_fine_tuning_model(golden):
 
 
 @torch.inference_mode()
-def test_teacher_equals_transformers():
+def test_teacher_equals_transformers(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     torch.manual_seed(0)
     config = transformers.CLIPVisionConfig(
@@ -101,24 +102,8 @@ def test_teacher_equals_transformers():
         projection_dim=24, hidden_act="quick_gelu",
     )  # fmt: skip
     peer = transformers.CLIPVisionModelWithProjection(config).eval()
-    names = {"conv1.weight": "embeddings.patch_embedding.weight", "class_embedding": "embeddings.class_embedding"}
-    names |= {"positional_embedding": "embeddings.position_embedding.weight"}
-    for norm, theirs in (("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")):
-        names |= {f"{norm}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
-    stored = {k.removeprefix("vision_model."): v for k, v in peer.state_dict().items()}
-    state = {ours: stored[theirs] for ours, theirs in names.items()}
-    state["proj"] = stored["visual_projection.weight"].T
-    same = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
-    same |= {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}
-    for i in range(2):
-        block, start = f"transformer.resblocks.{i}.", f"encoder.layers.{i}."
-        for part in ("weight", "bias"):
-            stack = [stored[f"{start}self_attn.{q}_proj.{part}"] for q in "qkv"]
-            state[f"{block}attn.in_proj_{part}"] = torch.cat(stack)
-            for mine, theirs in same.items():
-                state[f"{block}{mine}.{part}"] = stored[f"{start}{theirs}.{part}"]
-    teacher = TEACHERS["tiny"].build().eval()
-    teacher.load_state_dict(convert_teacher(state), strict=True)
+    peer.save_pretrained(tmp_path)
+    teacher = hub_teacher(tmp_path, taught_blocks=2)
     image = torch.randn(3, 3, 70, 70)
     hidden = peer(image).last_hidden_state[:, 1:]
     wanted = F.normalize(peer.visual_projection(peer.vision_model.post_layernorm(hidden)), dim=-1)

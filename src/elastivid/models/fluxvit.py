@@ -29,7 +29,7 @@ Letters: B batch, T frames, C colour channels, H W pixels, h w grid, N patch tok
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -49,6 +49,7 @@ from elastivid.layers.elastic import fit_width, widths_of
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
 from elastivid.layers.pool import AttentionPool, pool_heads_at, pool_macs
 from elastivid.layers.position import resize_macs, resize_table, sincos_3d
+from elastivid.layers.vit import through_blocks
 from elastivid.models.base import VideoEncoder
 from elastivid.select.base import Reducer
 from elastivid.select.motion import GroupDynamic
@@ -355,6 +356,14 @@ class FluxViT(VideoEncoder):
         embedding = self.pool_norm(taps["pooled"])
         logits = self.classifiers[head](embedding) if self.classifiers else None
         return Output(embedding=embedding, logits=logits, tokens=replace(placed, x=x), taps=taps)
+
+    def tapped(self, tokens: Tokens, blocks: Collection[int], *, head: int = 0) -> tuple[Output, list[Tensor]]:
+        """As `encode` at full width and without selection; also the stream (B, 1+M, D) after each of `blocks`."""
+        placed = self._with_cls(self._placed(tokens, tokens.x.shape[-1]))
+        x, streams = through_blocks(self.blocks, placed.x, placed.key_sizes, taps=blocks)
+        pooled = self.pools[head](x, placed.key_sizes)
+        out = Output(embedding=self.pool_norm(pooled), tokens=replace(placed, x=x), taps={"pooled": pooled})
+        return out, [streams[block] for block in blocks]
 
     @torch.no_grad()
     def cls_attention(self, tokens: Tokens, layer: int = 0) -> Tensor:

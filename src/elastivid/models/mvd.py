@@ -232,35 +232,6 @@ _STUDENT_REST = {
 }
 
 
-_TRANSFORMERS = {  # transformers 5 renames a checkpoint's blocks when it loads them
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "layers.": "blocks.",
-    "attention.q_proj.": "attn.query.",
-    "attention.k_proj.": "attn.key.",
-    "attention.v_proj.": "attn.value.",
-    "attention.o_proj.": "attn.proj.",
-}
-
-
-def image_teacher_config(config: Mapping[str, Any]) -> VideoMAEConfig:
-    """Config of an image teacher for the arguments of a masked autoencoder of images."""
-    names = {"embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"}
-    unknown = sorted(set(config) - names - {"img_size"})
-    if unknown:
-        raise WeightsError(f"image teacher config has unknown keys {unknown}; known: {sorted(names)}")
-    ours = {key: config[key] for key in names if key in config}
-    return VideoMAEConfig(
-        **ours,
-        image_size=config["img_size"],
-        tubelet_size=1,
-        num_frames=1,
-        class_token=True,
-        pool="first",
-        positions="learned",
-    )
-
-
 def convert_student(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict of `MVD` for the released student."""
     ours = {}
@@ -280,16 +251,3 @@ def convert_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     training = ("decoder_", "down_", "mask_token_", "pos_embed_")
     ours = renamed({k: v for k, v in state.items() if not k.startswith(training)})
     return {name.replace("head.", "classifier."): value for name, value in ours.items()}
-
-
-def convert_image_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of an image teacher for a masked autoencoder of images, released or of transformers (`ViTMAEModel`).
-
-    Its decoder is left out. The class token's row of the position table is added to the token.
-    """
-    names = {k.removeprefix("vit."): v for k, v in state.items() if not k.startswith(("decoder", "mask_token"))}
-    for old, new in _TRANSFORMERS.items():
-        names = {k.replace(old, new): v for k, v in names.items()}
-    ours = renamed(names)
-    table = ours["positions"]
-    return {**ours, "positions": table[1:], "cls_token": ours["cls_token"] + table[0]}

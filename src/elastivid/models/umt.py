@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
 from elastivid.core.errors import WeightsError
+from elastivid.core.files import read_json
 from elastivid.layers.teach import Projection, taught
 from elastivid.layers.vit import BlockStyle, cubes, quick_gelu, through_blocks, vit_blocks
 from elastivid.models.token_encoder import flat_table
@@ -144,6 +146,26 @@ class ClipTeacherConfig:
         return ClipTeacher(self)
 
     @classmethod
+    def from_transformers(cls, sizes: Mapping[str, Any], output_dim: int, taught_blocks: int) -> ClipTeacherConfig:
+        """Our config for transformers' `CLIPVisionConfig`.
+
+        Raises:
+            WeightsError: its activation is not the one of CLIP.
+        """
+        if sizes.get("hidden_act", "quick_gelu") != "quick_gelu":
+            raise WeightsError(f"a CLIP teacher has the activation quick_gelu, got {sizes['hidden_act']!r}")
+        depth = sizes.get("num_hidden_layers", 12)
+        return cls(
+            sizes.get("hidden_size", 768),
+            depth,
+            sizes.get("num_attention_heads", 12),
+            sizes.get("patch_size", 32),
+            sizes.get("image_size", 224),
+            output_dim=output_dim,
+            taught_blocks=min(taught_blocks, depth),
+        )
+
+    @classmethod
     def from_reference(cls, config: Mapping[str, Any]) -> ClipTeacherConfig:
         """Our config for the arguments of the released teacher.
 
@@ -202,6 +224,38 @@ class ClipTeacher(nn.Module):
         features = torch.stack([self.proj(self.norm(streams[block][:, 1:])) for block in blocks])  # (K, B*t, n, O)
         features = F.normalize(features, dim=-1).unflatten(1, (b, -1)).flatten(2, 3)  # (K, B, N, O)
         return Taught(features, attention.reshape(b, -1))  # (B*t, n) -> (B, N)
+
+
+def hub_teacher(folder: Path, taught_blocks: int = 6) -> ClipTeacher:
+    """The image transformer of a CLIP checkpoint in transformers' format.
+
+    Args:
+        folder: holds config.json and the weights.
+        taught_blocks: how many of the last blocks teach.
+
+    Raises:
+        WeightsError: it is no CLIP checkpoint, or is incomplete.
+    """
+    from safetensors import safe_open
+
+    config = read_json(folder / "config.json")
+    sizes = config.get("vision_config", config)
+    if config.get("model_type") not in ("clip", "clip_vision_model"):
+        raise WeightsError(
+            f"{folder} is a {config.get('model_type')}, a teacher must be a CLIP model; take another one"
+        )
+    teacher = ClipTeacherConfig.from_transformers(sizes, config.get("projection_dim", 512), taught_blocks).build()
+    state: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if name.startswith(("vision_model.", "visual_projection.")):
+                    state[name] = file.get_tensor(name).float()
+    try:
+        teacher.load_state_dict(convert_hub_teacher(state), strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise WeightsError(f"{folder} does not fit its config.json: {error}") from error
+    return teacher.eval()
 
 
 def resized(video: Tensor, side: int) -> Tensor:
@@ -308,3 +362,36 @@ def convert_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         ours[name] = value
     return ours
+
+
+_HUB_NAMES = {
+    "vision_model.": "",
+    "embeddings.patch_embedding.": "conv1.",
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm.": "ln_pre.",
+    "post_layernorm.": "ln_post.",
+    "encoder.layers.": "transformer.resblocks.",
+    "self_attn.out_proj.": "attn.out_proj.",
+    "layer_norm1.": "ln_1.",
+    "layer_norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.c_fc.",
+    "mlp.fc2.": "mlp.c_proj.",
+}
+
+
+def convert_hub_teacher(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of `ClipTeacher` for transformers' `CLIPVisionModelWithProjection`, or `CLIPModel` without texts."""
+    released = {}
+    for source, value in state.items():
+        name = source
+        for old, new in _HUB_NAMES.items():
+            name = name.replace(old, new)
+        if name == "visual_projection.weight":
+            released["proj"] = value.T  # (O, D) -> (D, O)
+        elif ".self_attn.q_proj." in name:
+            parts = [state[source.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            released[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)  # 3 (D, ...) -> (3*D, ...)
+        elif ".self_attn." not in name and not name.endswith("position_ids"):
+            released[name] = value
+    return convert_teacher(released)

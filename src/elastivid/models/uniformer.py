@@ -286,7 +286,7 @@ class UniFormer(VideoEncoder):
 
 
 PRESETS = {
-    "tiny": UniFormerConfig((1, 1, 1, 1), (16, 24, 32, 48), 8, 2.0, num_frames=4, image_size=64, num_classes=5),
+    "tiny": UniFormerConfig((1, 1, 1, 1), (16, 24, 32, 48), 8, 2.0, num_frames=8, image_size=96, num_classes=5),
     "small": UniFormerConfig(),  # arXiv 2201.04676, table 2
     "base": UniFormerConfig((5, 8, 20, 7)),
 }

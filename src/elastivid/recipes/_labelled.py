@@ -30,7 +30,8 @@ from elastivid.models.classifier import ClassifierConfig, ClipClassifier
 from elastivid.planning.profile import cache_folder
 from elastivid.train.recipe import RecipeConfig, Row
 from elastivid.video.transforms import Transform
-from elastivid.weights.load import ALIASES, build, load
+from elastivid.weights.convert import load_encoder
+from elastivid.weights.load import ALIASES, DUALS, build, load, read_metadata, resolve
 
 SAMPLINGS = ("segments", "uniform", "dense")
 
@@ -166,14 +167,20 @@ def encoder_of(address: str) -> tuple[VideoEncoder, Transform]:
     """A video encoder with the transform it wants.
 
     Args:
-        address: shipped name or file of a dual encoder, whose video tower is taken; `family/preset` builds an
-            untrained model, or the video tower of one.
+        address: shipped name or file of a dual encoder, whose video tower is taken; file of an encoder that
+            `elastivid convert` or a training run wrote; `family/preset` builds an untrained model, or the video tower
+            of one.
 
     Raises:
         DataError: it has no video tower of ours.
         UnknownNameError, WeightsError: see `elastivid.weights.load`.
     """
-    model: Any = load(address) if address in ALIASES or address.endswith(".safetensors") else build(address)
+    model: Any
+    if address in ALIASES or address.endswith(".safetensors"):
+        path = resolve(address)
+        model = load(address) if read_metadata(path).get("family", "dual") in DUALS else load_encoder(path)
+    else:
+        model = build(address)
     tower = getattr(model, "video", model)
     if not isinstance(tower, VideoEncoder):
         raise DataError(f"{address} is a {type(model).__name__}, which has no video encoder of ours to train")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import two_processes
 from test_training_processes import HERE, python
 
 from elastivid.core.point import OperatingPoint
@@ -68,7 +69,7 @@ def test_settings_survive_the_run_folder_and_the_docstring_says_how_it_is_run(na
 def test_two_processes_with_half_the_batch_train_like_one_with_all_of_it(tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     python(*launch, HERE / "two_processes.py", tmp_path / "two")
-    python(HERE / "two_processes.py", tmp_path / "one")
+    two_processes.main(tmp_path / "one")
     for name, parts in {
         "pairs": ("module", "average"),
         "flux_clip": ("module",),

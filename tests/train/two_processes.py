@@ -62,23 +62,21 @@ class Averaged(FluxClip):
         return tuple(replace(stage, ema_decay=0.9) for stage in super().stages())
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """Train everything into folders of `folder`."""
     config = replace(TinyConfig(), batch_size=8, log_every=5, save_every=10)
     train(Pairs(config), folder / "pairs", device="cpu")
     for name in ("flux_clip", "adavid_contrastive"):
         train(find(name).small(), folder / name, device="cpu")
-    if torch.distributed.is_initialized():
-        recipe = Averaged(replace(find("flux_clip").small().config, sharded=True))
-        asked = 0
+    averaged = find("flux_clip").small().config
+    if not torch.distributed.is_initialized():
+        train(Averaged(averaged), folder / "sharded", device="cpu")
+        return
+    recipe, asked = Averaged(replace(averaged, sharded=True)), iter(range(1000))
+    train(recipe, folder / "sharded", device="cpu", should_stop=lambda: next(asked) == 4)
+    train(recipe, folder / "sharded", device="cpu", resume=True)
 
-        def stop() -> bool:
-            global asked
-            asked += 1
-            return asked == 5
 
-        train(recipe, folder / "sharded", device="cpu", should_stop=stop)
-        train(recipe, folder / "sharded", device="cpu", resume=True)
-    else:
-        train(Averaged(find("flux_clip").small().config), folder / "sharded", device="cpu")
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

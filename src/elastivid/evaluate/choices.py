@@ -98,6 +98,7 @@ def accuracy(
         frames = np.stack([render_choice(choice, sampling) for choice in part])  # (B, T, H, W, 3)
         video = transform(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])  # (B, T, 3, H, W)
         texts = [model.embed_texts(choice.captions) for choice in part]  # each (C, D)
+        video = video.to(texts[0].device)
         for number, point in enumerate(points):
             clips = model.embed_clips(video, point=point)  # (B, D)
             hits[number] += sum(int((t @ clip).argmax() == 0) for t, clip in zip(texts, clips, strict=True))

@@ -5,6 +5,7 @@ Letters: N clips, T frames, S side in pixels.
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +55,10 @@ class BenchClips:
 
     def __init__(self, folder: Path, split: str, count: int) -> None:
         assert len(self.classes) == NUM_CLASSES
-        self.clips: BenchSet = load_clips(folder, split, count)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "rendering.lock").open("w") as lock:  # one of several processes renders, the others wait
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.clips: BenchSet = load_clips(folder, split, count)
 
     def __len__(self) -> int:
         return len(self.clips)

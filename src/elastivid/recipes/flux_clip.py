@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from elastivid.core.point import OperatingPoint
 from elastivid.data.clips import ClipStream
 from elastivid.data.sampling import Shapes
 from elastivid.layers.block import Block, initialise_mimetic
-from elastivid.losses.contrastive import agreement, contrastive
+from elastivid.losses.contrastive import agreement_chain, contrastive
 from elastivid.losses.gather import gathered
 from elastivid.models.dual import FluxDual, FluxDualConfig
 from elastivid.models.fluxvit import PRESETS as FLUXVIT
@@ -160,7 +159,7 @@ class FluxClip(Recipe):
             matched = contrastive(gathered(vectors[-1]), texts, scale, same=same)
             parts[f"contrastive_{count}"] = matched
             loss = loss + matched
-        aligned = sum((agreement(small, large) for large, small in pairwise(vectors)), texts.new_zeros(()))
+        aligned = agreement_chain(vectors) if len(vectors) > 1 else loss.new_zeros(())
         return loss + aligned, {**parts, "agreement": aligned}
 
     def evaluate(self, module: nn.Module) -> list[Row]:

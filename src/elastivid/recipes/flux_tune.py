@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from elastivid.data.clips import ClipSample, ClipStream, collate
 from elastivid.data.fluxbench import VALIDATION_CLIPS
 from elastivid.data.sampling import Shapes
 from elastivid.layers.block import Block, initialise_mimetic
-from elastivid.losses.contrastive import agreement
+from elastivid.losses.contrastive import agreement_chain
 from elastivid.models.fluxvit import PRESETS, FluxViT, FluxViTConfig
 from elastivid.recipes._bench import BenchClips, Labelled, listed
 from elastivid.recipes._flux import load_encoder, point_at
@@ -56,7 +55,8 @@ class FluxTuneConfig(RecipeConfig):
         token_counts: what every clip is classified at, the most first.
         frames, sizes, tokens: first, last and step of the number of frames and of the side in pixels; fewest and most
             tokens of a clip before selection.
-        align_weight: weight of the alignment between counts.
+        align_weight: weight of the alignment between counts, which is a mean over channels and so small by itself: of
+            D channels, unit vectors with cosine c give (1 - c) / D.
         label_smoothing: share of the target that is spread over all classes.
         train, validation: lists of labelled clips; `None` takes flux-bench.
         bench_clips: training clips of flux-bench.
@@ -175,7 +175,7 @@ class FluxTune(Recipe):
             parts[f"right_{count}"] = (out.logits.argmax(1) == labels).float().mean()
             features.append(out.embedding.float())
             loss = loss + wrong
-        aligned = sum((agreement(small, large) for large, small in pairwise(features)), video.new_zeros(()))
+        aligned = agreement_chain(features) if len(features) > 1 else loss.new_zeros(())
         return loss + config.align_weight * aligned, {**parts, "agreement": aligned}
 
     def evaluate(self, module: nn.Module) -> list[Row]:

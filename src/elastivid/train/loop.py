@@ -207,9 +207,9 @@ class Run:
                 self.optimizer_step(adam, stage, values, stage.learning_rate_at(progress))
                 self.stage_step += 1
                 self.step += 1
+                self.window.add_time(time.perf_counter() - started)
                 if first:
                     check_frozen(stage, self.hashes, hashes(dict(self.module.named_parameters())), names)
-                self.window.add_time(time.perf_counter() - started)
                 self.seconds, began = self.seconds + time.perf_counter() - began, time.perf_counter()
                 stop = self.synchronise()
                 self.after_step(stage, stop)

@@ -39,9 +39,25 @@ from elastivid.train.loop import train
 
 FOLDS = 5
 INNER_FOLDS = 4
-SHARED: dict[str, Any] = {"frames": 8, "size": 112, "short_side": 128, "kept_frames": 16, "test_views": 2}
-PROBE = LinearProbeConfig(blocks=(1, 2, 3, 4), tokens=(0, 256, 128), **SHARED)
-TUNE = FinetuneConfig(tokens=(64, 128, 0), epochs=30.0, **SHARED)
+SHARED: dict[str, Any] = {
+    "frames": 8,
+    "size": 112,
+    "short_side": 128,
+    "kept_frames": 16,
+    "tokens": (64, 128, 256),
+    "test_views": 2,
+    "precision": "bfloat16",
+}
+PROBE = LinearProbeConfig(blocks=(1, 2, 3, 4), train_views=1, steps=600, save_every=600, **SHARED)
+TUNE = FinetuneConfig(
+    train_tokens=(64, 64, 128),
+    epochs=18.0,
+    learning_rate=1e-3,
+    layer_decay=1.0,
+    save_every=50,
+    num_workers=0,
+    **SHARED,
+)
 
 
 def sides(entries: list[Entry], fold: int, inner: bool) -> tuple[list[Entry], list[Entry]]:
@@ -64,7 +80,7 @@ def written(file: Path, entries: list[Entry]) -> Path:
 
 def run_fold(kind: str, args: argparse.Namespace, fold: int) -> None:
     """Train without a fold and keep what is predicted for it."""
-    name = f"{kind}-{'inner' if args.inner else fold}{args.name}"
+    name = "-".join(filter(None, (kind, "inner" if args.inner else str(fold), args.name)))
     folder, answers = args.out / name, args.out / f"{name}.json"
     if answers.is_file():
         print(f"{answers} is there already")

@@ -10,6 +10,7 @@ import torch
 
 from elastivid.data.augment import (
     Augmentation,
+    ColourJitter,
     Flip,
     MultiScaleCrop,
     RandomErasing,
@@ -89,6 +90,20 @@ def test_erasing_fills_one_rectangle_in_all_frames():
     assert min(shares) > 0.09
     assert max(shares) < 0.31
     assert RandomErasing(0.0)(grey, rng()) is grey
+
+
+def test_colours_change_alike_in_all_frames():
+    ramp = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1) * np.ones((3, 1, 1, 3), dtype=np.uint8)
+    for seed in range(10):
+        out = ColourJitter(0.3, 0.1, grey=0.0)(ramp, rng(seed)).astype(float)
+        inside = (out > 0) & (out < 255)
+        factor, shift = np.polyfit(ramp[inside] - 128.0, out[inside] - 128.0, 1)
+        assert 0.69 < factor < 1.31
+        assert abs(shift) < 27
+        assert (out == out[:1]).all()
+    grey = ColourJitter(0, 0, grey=1.0)(noise(), rng())
+    assert (grey == grey[..., :1]).all()
+    assert np.array_equal(ColourJitter(0, 0, 0)(noise(), rng()), noise())
 
 
 def test_squares_cover_both_ends():

@@ -130,6 +130,30 @@ class RandomErasing:
         return out
 
 
+@dataclass(frozen=True)
+class ColourJitter:
+    """Draws contrast and brightness and, at times, takes the colours away; the same for all frames.
+
+    Args:
+        contrast: most that the factor on the distance from middle grey differs from 1.
+        brightness: most that is added or taken away, as a share of white.
+        grey: probability of grey pictures.
+    """
+
+    contrast: float = 0.3
+    brightness: float = 0.1
+    grey: float = 0.2
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (T, H, W, 3) to the same."""
+        factor = 1 + rng.uniform(-self.contrast, self.contrast)
+        shift = 255 * rng.uniform(-self.brightness, self.brightness)
+        out = (frames.astype(np.float32) - 128) * np.float32(factor) + np.float32(128 + shift)
+        if rng.random() < self.grey:
+            out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
+        return out.clip(0, 255).astype(np.uint8)
+
+
 class ClipOperation(Protocol):
     """Changes the pixels of a clip, all frames in the same way."""
 

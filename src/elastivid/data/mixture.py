@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from elastivid.data.augment import Augmentation, RandomResizedCrop
+from elastivid.data.augment import Augmentation, ColourJitter, RandomResizedCrop
 from elastivid.data.captions import captions, hard_negatives
 from elastivid.data.clips import ClipReading, Clips
 from elastivid.data.render import render_frames
@@ -234,19 +234,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-class Recolour:
-    """Random contrast, brightness and, at times, grey; a `ClipOperation`."""
-
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """uint8 (T, S, S, 3) to the same."""
-        out = (frames.astype(np.float32) - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
-        if rng.random() < 0.2:
-            out = np.broadcast_to(out.mean(axis=-1, keepdims=True), out.shape)
-        return out.clip(0, 255).astype(np.uint8)
-
-
 REAL_READING = ClipReading(  # how labelled clips are read
-    augmentation=Augmentation(RandomResizedCrop((0.36, 1.0), (0.6, 1.7)), operations=(Recolour(),)),
+    augmentation=Augmentation(RandomResizedCrop((0.36, 1.0), (0.6, 1.7)), operations=(ColourJitter(),)),
     short_side=224,
     kept_frames=16,
 )

@@ -206,6 +206,11 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
     return made
 
 
+def computing_in(config: LabelledConfig, device: torch.device) -> torch.autocast:
+    """Autocast to bfloat16 where the settings ask for it by name; "auto" leaves evaluation in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
 def probabilities(
     model: ClipClassifier, clips: Clips, config: LabelledConfig, batch: int = 8
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -224,9 +229,9 @@ def probabilities(
         video = model.config.transform.normalised(frames)
         found = []
         for point in config.points:
-            with torch.no_grad():
+            with torch.no_grad(), computing_in(config, device):
                 logits = model(video, point=point).logits  # (B*V, K)
-            shares = logits.softmax(dim=-1).unflatten(0, (len(part), -1)).mean(dim=1)  # (B, K)
+            shares = logits.float().softmax(dim=-1).unflatten(0, (len(part), -1)).mean(dim=1)  # (B, K)
             found.append(shares.cpu().numpy())
         yield part, np.stack(found)
 

@@ -3,7 +3,7 @@
     elastivid train finetune --set model=nano --set data=FOLDER --out runs/x
     elastivid train finetune --set init=runs/probe --set data=FOLDER --out runs/x       # from a linear probe
 
-Every batch is encoded at one token budget, drawn from `tokens` with (seed, step): one model serves them all. Cropped
+Every batch is encoded at one token budget, drawn with (seed, step): one model serves all of `tokens`. Cropped
 as UMT does (MultiScaleCrop), mirrored where labels allow, RandAugment and erasing if wanted, mixup and cutmix with
 smoothed labels; rates fall by `layer_decay` from block to block towards the input; a moving average is kept.
 
@@ -25,7 +25,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from elastivid.data.augment import Augmentation, ClipOperation, Flip, MultiScaleCrop, RandomErasing, directional
+from elastivid.core.point import OperatingPoint
+from elastivid.data.augment import (
+    Augmentation,
+    ClipOperation,
+    ColourJitter,
+    Flip,
+    MultiScaleCrop,
+    RandomErasing,
+    directional,
+)
 from elastivid.data.clips import ClipStream, collate
 from elastivid.data.listing import classes_of
 from elastivid.data.mixing import Mixing, soft_targets
@@ -53,6 +62,7 @@ class FinetuneConfig(LabelledConfig):
 
     Args:
         init: run or checkpoint of `linear_probe` or `finetune` with the same model, blocks and classes to start from.
+        train_tokens: budgets that training draws from, one for each batch; without, those of `tokens`.
         epochs: passes over the training clips.
         learning_rate, layer_decay, weight_decay: of AdamW.
         drop_path: of the encoder, where its family has it.
@@ -60,6 +70,7 @@ class FinetuneConfig(LabelledConfig):
         scales: shares of the shorter side that crops take.
         flip: probability of mirroring; labels that name a side are never mirrored, nor are those in `unflipped`.
         unflipped: more labels that are not mirrored.
+        jitter: most that contrast changes, brightness half as much; a fifth of the clips turns grey; 0 for none.
         randaugment: magnitude, 0 to 10; 0 for none.
         erasing: probability of erasing a rectangle.
         mixup, cutmix: alphas, 0 for none.
@@ -68,6 +79,7 @@ class FinetuneConfig(LabelledConfig):
     """
 
     init: Path | None = None
+    train_tokens: tuple[int, ...] = ()
     epochs: float = 30.0
     learning_rate: float = 1e-3
     layer_decay: float = 0.75
@@ -77,6 +89,7 @@ class FinetuneConfig(LabelledConfig):
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     flip: float = 0.5
     unflipped: tuple[str, ...] = ()
+    jitter: float = 0.2
     randaugment: float = 0.0
     erasing: float = 0.0
     mixup: float = 0.8
@@ -117,6 +130,8 @@ class Finetune(Recipe):
         config = self.config
         kept = directional(classes_of(labelled_entries(config.data))) | set(config.unflipped)
         operations: list[ClipOperation] = []
+        if config.jitter:
+            operations.append(ColourJitter(config.jitter, config.jitter / 2))
         if config.randaugment:
             operations.append(RandAugment(config.randaugment))
         if config.erasing:
@@ -166,7 +181,8 @@ class Finetune(Recipe):
         targets = soft_targets(batch["labels"], len(module.config.classes), config.smoothing)
         mixing = Mixing(config.mixup, config.cutmix, config.mixing)
         video, targets = mixing(video, targets, np.random.default_rng(seed))
-        logits = module(video, point=config.points[choice % len(config.points)]).logits
+        counts = config.train_tokens or config.tokens
+        logits = module(video, point=OperatingPoint(tokens=counts[choice % len(counts)] or None)).logits
         loss = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
         return loss, {"accuracy": (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
 

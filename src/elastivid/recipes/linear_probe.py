@@ -30,6 +30,7 @@ from elastivid.recipes._labelled import (
     LabelledConfig,
     Parts,
     classifier_of,
+    computing_in,
     parts_of,
     rows_of,
     smoke_data,
@@ -126,7 +127,8 @@ class LinearProbe(Recipe):
             both = np.concatenate([views, views[turned][:, :, :, ::-1]])  # (up to 2*B*V, T, S, S, 3)
             video = model.config.transform.normalised(torch.from_numpy(both))
             for point in config.points:
-                features.append(model.features(video, point=point))
+                with computing_in(config, video.device):
+                    features.append(model.features(video, point=point))
                 labels.append(torch.from_numpy(np.concatenate([numbers, numbers[turned]])))
         return torch.cat(features), torch.cat(labels)
 

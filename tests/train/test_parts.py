@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from elastivid.core.errors import UnknownNameError
+from elastivid.core.errors import MissingExtraError, PointError, UnknownNameError
 from elastivid.models.fluxvit import PRESETS
+from elastivid.train.devices import accelerator_for, moved
 from elastivid.train.optim import Adam, layers_of, parameter_groups
 from elastivid.train.order import Epochs, StepBatches, mixed
 from elastivid.train.settings import SettingError, changed, differences, fingerprint, from_values, to_values
 from elastivid.train.stages import Stage, set_modes, trained_names
+from elastivid.train.window import Window
 
 
 @dataclass(frozen=True)
@@ -186,3 +189,37 @@ def test_seeds_of_near_numbers_are_unrelated():
     seeds = {mixed(seed, stage, step) for seed in range(5) for stage in range(5) for step in range(40)}
     assert len(seeds) == 1000
     assert abs(np.log2([s + 1 for s in seeds]).mean() - 61.6) < 0.3
+
+
+def test_what_training_needs_is_named_when_it_is_missing(monkeypatch):
+    with pytest.raises(PointError, match="device must be one of auto, cpu, cuda, got 'tpu'"):
+        accelerator_for("tpu", "auto")
+    if not torch.cuda.is_available():
+        with pytest.raises(PointError, match="torch sees no GPU here; use --device cpu"):
+            accelerator_for("cuda", "auto")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'elastivid\[train\]'"):
+        accelerator_for("cpu", "auto")
+
+
+def test_batches_move_with_everything_in_them():
+    batch = {"a": torch.ones(2), "b": [torch.ones(1), "text"], "c": (3, torch.ones(1))}
+    there = moved(batch, torch.device("meta"))
+    assert there["a"].is_meta
+    assert there["b"][0].is_meta
+    assert (there["b"][1], there["c"][0], there["c"][1].is_meta) == ("text", 3, True)
+
+
+def test_a_window_means_what_was_added_and_survives_a_checkpoint():
+    window = Window()
+    assert window.means() == window.times(4) == {}
+    window.add({"loss": 2.0})
+    window.add({"loss": 4.0})
+    window.add_time(0.5)
+    window.waiting_seconds += 0.1
+    assert window.means() == {"loss": 3.0}
+    assert window.times(4) == {"seconds_per_step": 0.5, "loading_share": 0.2, "samples_per_second": 8.0}
+    other = Window()
+    other.restore(window.state())
+    other.add({"loss": 9.0})
+    assert other.means() == {"loss": 5.0}

@@ -146,3 +146,22 @@ def test_rows_come_back_without_padding_and_stack_to_what_they_were():
         Tokens.stack([make(), make(prefix=0)])
     with pytest.raises(ValueError, match="got 0"):
         Tokens.stack([])
+
+
+def test_a_row_that_is_not_there_is_refused():
+    for index in (-1, 2):
+        with pytest.raises(IndexError, match=rf"index must be 0 to 1 \(clips of the batch\), got {index}"):
+            make().row(index)
+
+
+def test_frames_are_filled_until_something_is_selected_or_moved():
+    tokens = make(grid=(4, 2, 3))
+    assert tokens.fills_frames
+    assert tokens.gather(torch.arange(12).expand(2, -1)).fills_frames  # whole leading frames
+    assert Tokens.stack([tokens.row(0), tokens.row(1).gather(torch.arange(6)[None])]).fills_frames
+    assert not tokens.gather(torch.arange(8).expand(2, -1)).fills_frames
+    assert not tokens.gather(torch.arange(12, 24).expand(2, -1)).fills_frames
+    assert not tokens.gather(torch.randperm(24, generator=torch.Generator().manual_seed(0)).expand(2, -1)).fills_frames
+    places = torch.full((2, 24), -1)
+    places[0], places[1, :6] = torch.arange(24), torch.arange(6, 12)
+    assert not tokens.gather(places).fills_frames

@@ -115,6 +115,29 @@ def test_token_order_does_not_change_the_embedding(model):
     assert torch.allclose(straight.embedding, shuffled, atol=1e-5)
 
 
+@torch.no_grad()
+def test_positions_follow_places_where_all_tokens_are_there_in_another_order(model):
+    tokens = model.embed(torch.randn(2, 8, 3, 70, 70, generator=torch.Generator().manual_seed(0)))
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    shuffled = tokens.gather(order.expand(2, -1))
+    whole = model.encode(tokens, OperatingPoint()).embedding
+    assert torch.allclose(model.encode(shuffled, OperatingPoint()).embedding, whole, atol=1e-5)
+    places = torch.full((2, 200), -1)
+    places[0], places[1, :50] = torch.arange(200), order[:50]
+    ragged = tokens.gather(places)
+    alone = model.encode(ragged.row(1), OperatingPoint()).embedding
+    assert torch.allclose(model.encode(ragged, OperatingPoint()).embedding[1:], alone, atol=1e-5)
+
+
+@torch.no_grad()
+def test_compiled_clips_may_keep_different_numbers(model):
+    video = torch.randn(2, 8, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    video[0] = video[0, :1]  # one clip stands still
+    point = OperatingPoint(selector=DiffFP(1e-3))
+    compiled = torch.compile(model, backend="eager")
+    assert torch.allclose(compiled(video, point=point).embedding, model(video, point=point).embedding, atol=1e-5)
+
+
 def test_each_clip_is_independent_of_its_batch(model):
     video = clip(batch=3)
     point = OperatingPoint(tokens=40)

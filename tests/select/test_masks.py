@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from elastivid.core.errors import PointError
 from elastivid.core.tokens import Tokens
 from elastivid.layers.embed import patch_coordinates
-from elastivid.select.masks import AttentionScore, RandomFrames, RandomTokens, RandomTubes, RunningCell, drawn
+from elastivid.select.masks import (
+    AttentionScore,
+    BlockCell,
+    RandomFrames,
+    RandomTokens,
+    RandomTubes,
+    RunningCell,
+    drawn,
+)
 from elastivid.select.motion import GroupDynamic
 
 
@@ -95,6 +104,7 @@ def test_seeds_decide_and_one_per_clip_is_possible(kind):
     both = kept_map(kind([0, 1]), grid, keep, batch=2)
     assert torch.equal(both, torch.cat([one, other]))
     assert torch.equal(kept_map(kind(0), grid, keep, batch=2), torch.cat([one, one]))
+    assert torch.equal(kept_map(kind(np.int64(1)), grid, keep), other)
 
 
 def test_random_tokens_are_uniform():
@@ -116,6 +126,24 @@ def test_every_frame_keeps_its_share_of_attention_unless_told_otherwise():
     overall = AttentionScore(lambda t: attention, groups=1).select(tokens, 8)
     assert torch.bincount(by_frame[0] // 8, minlength=4).tolist() == [2, 2, 2, 2]
     assert torch.equal(overall[0], torch.arange(8))
+
+
+def test_groups_of_time_need_whole_frames():
+    """18 tokens of four frames are as many as two frames hold, and are not two frames."""
+    few = RandomTokens(0).reduce(tokens_of((4, 3, 3)), 18)
+    with pytest.raises(PointError, match="2 groups need whole frames and all tokens of them"):
+        AttentionScore(lambda t: torch.ones(1, 18)).select(few, 6)
+    with pytest.raises(PointError, match="2 groups need whole frames"):
+        RunningCell().select(few, 6)
+    assert AttentionScore(lambda t: torch.ones(1, 18), groups=1).reduce(few, 6).num_placed == 6
+
+
+def test_a_block_of_a_short_clip_is_cut_to_its_own_frames():
+    short = tokens_of((3, 6, 6))
+    padded = Tokens(x=short.x, coords=short.coords, grid=(8, 6, 6)).pad(288)
+    block = BlockCell((4, 3, 3), seed=3)
+    assert block.counts(short) == block.counts(padded) == (27,)
+    assert torch.equal(block.select(padded), block.select(short))
 
 
 def test_a_student_may_see_part_of_what_its_teacher_sees():

@@ -112,8 +112,10 @@ def test_clips_of_different_length_keep_what_they_keep_alone():
 
 def test_change_needs_whole_frames():
     tokens = tokens_of(torch.randn(1, 36, 3), (4, 3, 3))
-    with pytest.raises(PointError, match="change over time needs all tokens of every frame, 9 each"):
+    with pytest.raises(PointError, match="change over time needs all tokens of every frame in order, 9 each"):
         GroupDynamic().select(GroupDynamic().reduce(tokens, 20), 10)
+    with pytest.raises(PointError, match="all tokens of every frame in order"):
+        GroupDynamic().select(GroupDynamic().reduce(tokens, 18), 9)  # as many as two frames hold, from four
 
 
 def test_frame_pruning_equals_the_released_code(golden):

@@ -68,6 +68,20 @@ def test_zero_tokens_score_zero():
     assert TextGuided(torch.ones(6)).scores(tokens_of(torch.zeros(1, 12, 6))).eq(0).all()
 
 
+def test_zero_tokens_score_zero_in_half_precision():
+    x = torch.tensor([[[0.0, 0.0], [0.0, -1.0], [1.0, 0.0]]], dtype=torch.float16)
+    tokens = Tokens(x=x, coords=patch_coordinates((1, 1, 3))[None], grid=(1, 1, 3))
+    selector = TextGuided(torch.tensor([1.0, 0.0]))
+    assert selector.scores(tokens).tolist() == [[0.0, 0.0, 1.0]]
+    assert selector.select(tokens, 1).tolist() == [[2]]
+
+
+def test_a_class_token_is_not_counted_as_a_place():
+    x = torch.tensor([[[9.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]])  # class token first
+    tokens = Tokens(x=x, coords=patch_coordinates((1, 1, 3))[None], grid=(1, 1, 3), num_prefix=1)
+    assert TextGuided(torch.tensor([1.0, 0.0])).select(tokens, 1).tolist() == [[1]]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

@@ -95,12 +95,30 @@ class Tokens:
             return (self.num_placed,) * self.x.shape[0]
         return tuple(int(n) for n in self.valid.sum(dim=1))
 
-    def gather(self, indices: Tensor) -> Tokens:
+    @property
+    def fills_frames(self) -> bool:
+        """Whether every clip holds the first cells of the grid in order, in whole frames, then padding: as embedded.
+
+        Selecting, merging and shuffling end that. Compiled code knows shapes, not values: there counts decide.
+        """
+        import torch
+
+        _, rows, columns = self.grid
+        if any(count % (rows * columns) for count in self.counts):
+            return False
+        if _compiling():
+            return True
+        places = torch.arange(self.num_placed, device=self.coords.device)  # (M,)
+        filled = torch.tensor(self.counts, device=places.device)[:, None]  # (B, 1)
+        return torch.equal(self.cells, torch.where(places < filled, places, -1))
+
+    def gather(self, indices: Tensor, *, ragged: bool | None = None) -> Tokens:
         """The placed tokens at `indices` (B, K), in that order, behind the unchanged prefix.
 
         Args:
             indices: int64 positions among the placed tokens, 0 to M - 1, one row per clip; -1 gives padding, so that
                 clips may keep different numbers of tokens.
+            ragged: whether there is a -1 among them. `None` looks, which compiled code cannot: there it means no.
 
         Returns:
             Tokens with x (B, P + K, D) and coords, sizes, valid of length K. Padding is zero and not valid.
@@ -119,9 +137,9 @@ class Tokens:
                 f"indices must lie in 0 to {self.num_placed - 1} (placed tokens, prefix not counted) or be -1 for "
                 f"padding, got {lowest} to {int(indices.max())}"
             )
-        if lowest < 0:
+        if lowest < 0 if ragged is None else ragged:
             there = indices >= 0
-            return self.gather(indices.clamp(min=0))._blank(there)
+            return self.gather(indices.clamp(min=0), ragged=False)._blank(there)
         wide = (indices + self.num_prefix).unsqueeze(-1).expand(-1, -1, channels)  # (B, K) -> (B, K, D)
         kept = self.x.gather(1, wide)  # (B, K, D)
         if self.num_prefix:
@@ -135,7 +153,13 @@ class Tokens:
         )
 
     def row(self, index: int) -> Tokens:
-        """Clip `index` alone, without its padding: a batch of one."""
+        """Clip `index` alone, without its padding: a batch of one.
+
+        Raises:
+            IndexError: `index` lies outside 0 to B - 1.
+        """
+        if not 0 <= index < self.x.shape[0]:
+            raise IndexError(f"index must be 0 to {self.x.shape[0] - 1} (clips of the batch), got {index}")
         one = slice(index, index + 1)
         clip = replace(
             self,

@@ -396,7 +396,7 @@ class FluxViT(VideoEncoder):
                 "pass the same point to embed and encode"
             )
         table = self._table(tokens.grid, d)  # (N, d)
-        if tokens.num_placed != len(table):
+        if tokens.num_placed != len(table) or not tokens.fills_frames:
             table = table[tokens.cells.clamp(min=0)]  # (B, M, d)
         return replace(tokens, x=tokens.x + table)
 

@@ -239,7 +239,7 @@ class TokenEncoder(VideoEncoder):
     def placed(self, tokens: Tokens) -> Tokens:
         """`tokens` with the positions of their cells added."""
         table = self.table(tokens.grid, tokens.x.shape[-1])  # (N, d)
-        if tokens.num_placed != len(table):
+        if tokens.num_placed != len(table) or not tokens.fills_frames:
             table = table[tokens.cells.clamp(min=0)]  # (B, M, d)
         return replace(tokens, x=tokens.x + table)
 

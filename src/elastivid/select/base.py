@@ -66,13 +66,13 @@ class Selector(Reducer):
         counts = self.counts(tokens) if keep is None else checked_counts(keep, tokens)
         scores = self.scores(tokens)
         if tokens.valid is None and len(set(counts)) == 1:
-            return best_places(scores, counts[0], self.num_groups(num_frames(tokens.grid, tokens.num_placed)))
+            return best_places(scores, counts[0], self._checked_groups(tokens, tokens.num_placed))
         rows = []
         for row, count in enumerate(counts):
             own = torch.arange(tokens.num_placed, device=scores.device)  # (M,)
             if tokens.valid is not None:
                 own = own[tokens.valid[row]]  # (M',)
-            groups = self.num_groups(num_frames(tokens.grid, len(own)))
+            groups = self._checked_groups(tokens, len(own))
             rows.append(own[best_places(scores[row, own][None], count, groups)[0]])
         return pad_sequence(rows, batch_first=True, padding_value=-1)  # (B, K)
 
@@ -82,7 +82,17 @@ class Selector(Reducer):
         counts = self.counts(judged) if keep is None else checked_counts(keep, tokens)
         if counts == tokens.counts:
             return tokens
-        return tokens.gather(self.select(judged, counts))
+        return tokens.gather(self.select(judged, counts), ragged=len(set(counts)) > 1)
+
+    def _checked_groups(self, tokens: Tokens, placed: int) -> int:
+        """`num_groups` of a clip of `placed` tokens; stretches of tokens are stretches of time only in whole frames."""
+        groups = self.num_groups(num_frames(tokens.grid, placed))
+        if groups > 1 and placed % groups == 0 and not tokens.fills_frames:
+            raise PointError(
+                f"{groups} groups need whole frames and all tokens of them, in order, but some of the {placed} tokens "
+                "were selected, merged or moved; group first, or use one group"
+            )
+        return groups
 
 
 class Merger(Reducer):

@@ -17,6 +17,7 @@ Letters: B batch, M placed tokens, T frames, S places of one frame.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -115,7 +116,8 @@ class RunningCell(Selector):
         _, rows, columns = tokens.grid
         cells = _cells(tokens)
         t, y, x = cells // (rows * columns), cells // columns % rows, cells % columns
-        phases = torch.tensor(_one_per_clip(self.phases, tokens, "phase"), device=cells.device)[:, None]  # (B, 1)
+        turns = _one_per_clip(self.phases, len(cells), "phase")
+        phases = torch.tensor(turns, device=cells.device)[:, None]  # (1 or B, 1)
         rank = (2 * (y % 2) + x % 2 + phases + t + 1) % 4
         spread = ((y // 2).double() * 0.7548776662466927 + (x // 2).double() * 0.5698402909980532) % 1
         return rank - spread
@@ -144,7 +146,8 @@ class BlockCell(Selector):
     def counts(self, tokens: Tokens) -> tuple[int, ...]:
         """Places of the block, at most those there are."""
         frames, rows, columns = (min(side, most) for side, most in zip(self.cell, tokens.grid, strict=True))
-        return tuple(min(frames * rows * columns, count) for count in tokens.counts)
+        own = (min(frames, num_frames(tokens.grid, count)) for count in tokens.counts)  # a clip may have fewer frames
+        return tuple(min(n * rows * columns, count) for n, count in zip(own, tokens.counts, strict=True))
 
     def scores(self, tokens: Tokens) -> Tensor:
         """Minus the number of blocks between the drawn one and the place, on the axis where it is most: (B, M)."""
@@ -199,9 +202,7 @@ def drawn(probabilities: Tensor, seed: Seed = 0) -> Tensor:
     if not bool((probabilities >= 0).all()):
         raise PointError(f"probabilities must be >= 0, got {float(probabilities.min())}")
     batch, placed = probabilities.shape
-    seeds = _checked_seeds(seed)
-    if len(seeds) not in (1, batch):
-        raise PointError(f"seed must be one number or one per clip ({batch}), got {len(seeds)}")
+    seeds = _one_per_clip(_checked_seeds(seed), batch, "seed")
     noise = np.stack([np.random.default_rng(s).gumbel(size=placed) for s in seeds])  # (1 or B, M)
     return probabilities.double().log() + torch.from_numpy(noise).to(probabilities.device)
 
@@ -221,14 +222,13 @@ def checked_scores(scores: Tensor, tokens: Tokens, name: str) -> Tensor:
 
 
 def _checked_seeds(seed: Seed, name: str = "seed") -> tuple[int, ...]:
-    seeds = (seed,) if isinstance(seed, int) else tuple(int(s) for s in seed)
+    seeds = (int(seed),) if isinstance(seed, int | Integral) else tuple(int(s) for s in seed)
     if not seeds or min(seeds) < 0:
         raise PointError(f"{name} must be >= 0, one number or one per clip, got {seed}")
     return seeds
 
 
-def _one_per_clip(seeds: tuple[int, ...], tokens: Tokens, name: str) -> tuple[int, ...]:
-    batch = tokens.x.shape[0]
+def _one_per_clip(seeds: tuple[int, ...], batch: int, name: str) -> tuple[int, ...]:
     if len(seeds) not in (1, batch):
         raise PointError(f"{name} must be one number or one per clip ({batch}), got {len(seeds)}")
     return seeds
@@ -236,7 +236,7 @@ def _one_per_clip(seeds: tuple[int, ...], tokens: Tokens, name: str) -> tuple[in
 
 def _uniform(seeds: tuple[int, ...], tokens: Tokens, count: int) -> Tensor:
     """Random numbers (1 or B, count). A longer draw begins with the shorter one, so padding changes nothing."""
-    draws = [np.random.default_rng(seed).random(count) for seed in _one_per_clip(seeds, tokens, "seed")]
+    draws = [np.random.default_rng(seed).random(count) for seed in _one_per_clip(seeds, len(tokens.x), "seed")]
     return torch.from_numpy(np.stack(draws)).to(tokens.coords.device)
 
 

@@ -267,8 +267,7 @@ def _merged_equal(tokens: Tokens, metric: Tensor, keep: int, groups: int | None,
     """`keep` tokens of every clip of a batch without padding, in the order of the places they grew from."""
     batch, placed, _ = metric.shape
     if groups is None:  # without whole frames there is nothing to group by
-        whole = placed % (tokens.grid[1] * tokens.grid[2]) == 0
-        groups = default_groups(num_frames(tokens.grid, placed)) if whole else 1
+        groups = default_groups(num_frames(tokens.grid, placed)) if tokens.fills_frames else 1
     if placed % groups:
         raise PointError(f"{placed} tokens do not divide into {groups} groups; use groups=1")
     if keep < groups:

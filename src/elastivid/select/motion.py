@@ -140,11 +140,9 @@ def frame_runs(tokens: Tokens) -> list[Tensor]:
     frames, rows, columns = tokens.grid
     per_frame = rows * columns
     counts = tokens.counts
-    whole = all(n % per_frame == 0 and 0 < n <= frames * per_frame for n in counts)
-    leading = tokens.valid is None or all(bool(v[:n].all()) for v, n in zip(tokens.valid, counts, strict=True))
-    if not (whole and leading):
+    if not (all(0 < n <= frames * per_frame for n in counts) and tokens.fills_frames):
         raise PointError(
-            f"change over time needs all tokens of every frame, {per_frame} each, got {counts} in the clips; "
+            f"change over time needs all tokens of every frame in order, {per_frame} each, got {counts} in the clips; "
             "select before other selections and merges"
         )
     if tokens.valid is None:

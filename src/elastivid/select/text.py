@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -73,7 +74,8 @@ class TextGuided(Selector):
 
     def scores(self, tokens: Tokens) -> Tensor:
         """Cosine of every token with the text of its clip, (B, M)."""
-        x = tokens.x if self.project is None else self.project(tokens.x)
+        x = tokens.x[:, tokens.num_prefix :]  # (B, M, D')
+        x = x if self.project is None else self.project(x)
         batch, _, width = x.shape
         if width != self.text.shape[-1]:
             raise PointError(
@@ -82,6 +84,6 @@ class TextGuided(Selector):
             )
         if self.text.ndim == 2 and len(self.text) != batch:
             raise PointError(f"text must be one vector or one per clip ({batch}), got {len(self.text)}")
-        text = self.text.to(x.dtype).expand(batch, -1).unsqueeze(-1)  # (B, D, 1)
-        lengths = x.norm(dim=-1).clamp(min=1e-12)  # (B, M)
+        text = self.text.to(x).expand(batch, -1).unsqueeze(-1)  # (B, D, 1)
+        lengths = x.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)  # (B, M); 1e-12 is zero in float16
         return (x @ text).squeeze(-1) / lengths

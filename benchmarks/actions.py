@@ -44,13 +44,12 @@ SHARED: dict[str, Any] = {
     "size": 112,
     "short_side": 128,
     "kept_frames": 16,
-    "tokens": (64, 128, 256),
+    "tokens": (32, 64, 128),
     "test_views": 2,
     "precision": "bfloat16",
 }
 PROBE = LinearProbeConfig(blocks=(1, 2, 3, 4), train_views=1, steps=600, save_every=600, **SHARED)
 TUNE = FinetuneConfig(
-    train_tokens=(64, 64, 128),
     epochs=18.0,
     learning_rate=1e-3,
     layer_decay=1.0,

@@ -44,13 +44,14 @@ SHARED: dict[str, Any] = {
     "size": 112,
     "short_side": 128,
     "kept_frames": 16,
-    "tokens": (32, 64, 128),
+    "blocks": (3,),
+    "tokens": (64, 128, 192),
     "test_views": 2,
     "precision": "bfloat16",
 }
-PROBE = LinearProbeConfig(blocks=(1, 2, 3, 4), train_views=1, steps=600, save_every=600, **SHARED)
+PROBE = LinearProbeConfig(train_views=1, steps=600, save_every=600, **SHARED)
 TUNE = FinetuneConfig(
-    epochs=18.0,
+    epochs=14.0,
     learning_rate=1e-3,
     layer_decay=1.0,
     save_every=50,

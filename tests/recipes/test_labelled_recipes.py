@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,8 @@ def test_steps_depend_on_their_draws_alone():
     torch.nn.init.normal_(module.head.weight)
     losses = [recipe.step(module, batch, stage, torch.Generator().manual_seed(n))[0].item() for n in (1, 1, 2)]
     assert losses[0] == losses[1] != losses[2]
+    assert module.config.blocks == (module.config.encoder.depth // 2,)
+    assert Finetune(replace(recipe.config, blocks=())).build().num_features < module.num_features
 
 
 def test_encoders_by_address(monkeypatch):

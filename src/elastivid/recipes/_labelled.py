@@ -49,7 +49,9 @@ class LabelledConfig(RecipeConfig):
         test: clips to score; without, one of `folds` parts of `data` is set apart, sources whole.
         folds, fold: how many parts, and which is set apart; `fold=-1` trains on everything and scores nothing.
         model: shipped name or file of a dual encoder, whose video tower is taken, or `family/preset`, untrained.
-        blocks: blocks that the head reads beside the embedding, counted from 0.
+        blocks: blocks that the head reads beside the embedding, counted from 0 (see `elastivid.models.classifier`);
+            without, the one in the middle, which is worth more than all else to an encoder that saw little real video
+            (docs/benchmarks/actions.md). `blocks=()` reads the embedding and the final tokens alone.
         frames, size: of a sample; `size` is the side in pixels.
         tokens: budgets that are scored, and drawn from in training; 0 for all tokens of a clip.
         sampling: segments (TSN), uniform, or dense (every fourth frame).
@@ -69,7 +71,7 @@ class LabelledConfig(RecipeConfig):
     folds: int = 5
     fold: int = 0
     model: str = "nano"
-    blocks: tuple[int, ...] = ()
+    blocks: tuple[int, ...] | None = None
     frames: int = 8
     size: int = 112
     tokens: tuple[int, ...] = (0,)
@@ -201,7 +203,8 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
     if hasattr(inner, "drop_path"):
         inner = replace(inner, drop_path=drop_path)
     transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
-    made = ClassifierConfig(inner, tuple(classes), config.blocks, transform, config.frames).build()
+    blocks = (inner.depth // 2,) if config.blocks is None else config.blocks
+    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames).build()
     made.encoder.load_state_dict(encoder.state_dict())
     return made
 

@@ -117,7 +117,6 @@ class Finetune(Recipe):
             size=56,
             short_side=64,
             tokens=(0, 32),
-            blocks=(1,),
             batch_size=4,
             epochs=3.0,
             num_workers=0,

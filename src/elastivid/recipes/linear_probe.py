@@ -3,7 +3,7 @@
     elastivid train linear_probe --set data=FOLDER --out runs/probe [--set model=nano] [--set blocks=1,3,5]
 
 Features of every training clip are computed once, for a few choices of frames and mirrored, at every budget of
-`tokens`; the head then sees them thousands of times for next to nothing. `blocks` reads those blocks too (mean, spread
+`tokens`; the head then sees them thousands of times for next to nothing. `blocks` says which it reads (mean, spread
 and change of their tokens, see `elastivid.models.classifier`). The run is a start for the recipe `finetune`.
 
 Full scale: Kinetics-400 with data=train.csv test=val.csv size=224 short_side=256 is one pass over two views of the
@@ -78,7 +78,6 @@ class LinearProbe(Recipe):
             frames=4,
             size=56,
             short_side=64,
-            blocks=(1,),
             batch_size=8,
             steps=100,
             save_every=100,

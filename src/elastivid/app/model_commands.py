@@ -36,9 +36,9 @@ def train(
         return
     if recipe is None or out is None:
         raise typer.BadParameter("name a recipe and --out FOLDER, or give --list to see the recipes")
-    if processes > 1 and "WORLD_SIZE" not in os.environ:
-        launch(processes)
     made = recipe_for(recipe, settings or [], smoke=smoke, run=out if resume else None)
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        raise typer.Exit(launch(processes))
     code = run_training(made, out, resume=resume, device=device)
     if code:
         raise typer.Exit(code)

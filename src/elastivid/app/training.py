@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from elastivid.app.progress import LINE_EVERY_SECONDS
+from elastivid.core.errors import ElastividError
 from elastivid.search.printing import span
 
 if TYPE_CHECKING:
@@ -60,9 +62,19 @@ def run_training(recipe: Recipe, out: Path, *, resume: bool, device: str) -> int
 
     main = int(os.environ.get("RANK", "0")) == 0
     with stop_on_signals(main) as stop, show_training() as progress:
-        finished = train(
-            recipe, out, resume=resume, device=device, progress=progress, should_stop=lambda: stop.number is not None
-        )
+        try:
+            finished = train(
+                recipe,
+                out,
+                resume=resume,
+                device=device,
+                progress=progress,
+                should_stop=lambda: stop.number is not None,
+            )
+        except ElastividError:
+            if main:
+                raise
+            return 1  # the main process says it
     if main:
         print("\n".join(lines_of_finished(finished, out)))
     return 128 + (stop.number or 0) if not finished.complete else 0
@@ -120,8 +132,15 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def launch(processes: int) -> NoReturn:
-    """Become torchrun, which starts this command `processes` times on this machine."""
+def launch(processes: int) -> int:
+    """Run this command `processes` times on this machine, as torchrun does, and return the exit code.
+
+    A signal that asks to end reaches every process, and this one waits until they have written their checkpoint.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     arguments, skip = [], False
     for argument in sys.argv[1:]:
         if skip or argument.startswith("--processes="):
@@ -130,14 +149,29 @@ def launch(processes: int) -> NoReturn:
             skip = True
         else:
             arguments.append(argument)
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "elastivid"]
-    os.execv(sys.executable, [sys.executable, *command, *arguments])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.disable(logging.CRITICAL)  # of this process only, which does nothing else: the others say what went wrong
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, max_restarts=0, nproc_per_node=processes, run_id=f"elastivid-{os.getpid()}",
+        rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+    )  # fmt: skip
+    try:
+        elastic_launch(config, sys.executable)("-m", "elastivid", *arguments)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    except ChildFailedError as error:
+        return max(1, int(error.get_first_failure()[1].exitcode))
+    return 0
 
 
 class Stop:
     """The signal that asked to stop, or none yet."""
 
     number: int | None = None
+
+    def asked(self) -> bool:
+        """Whether it came."""
+        return self.number is not None
 
 
 @contextmanager

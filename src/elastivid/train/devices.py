@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from elastivid.core.errors import MissingExtraError, PointError
+from elastivid.core.errors import ElastividError, MissingExtraError, PointError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,3 +78,19 @@ def largest_over(accelerator: Accelerator, value: float) -> float:
         return value
     gathered: Tensor = accelerator.gather(torch.tensor([value], dtype=torch.float64, device=accelerator.device))
     return float(gathered.max())
+
+
+def told_by_main(accelerator: Accelerator, ask: Callable[[], bool]) -> bool:
+    """What `ask` returns in the main process, told to all; an error of ours that it raises there is raised by all."""
+    from accelerate.utils import broadcast_object_list
+
+    told: list[Any] = [False, None]
+    if accelerator.is_main_process:
+        try:
+            told[0] = ask()
+        except ElastividError as error:
+            told[1] = error
+    broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    return bool(told[0])

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from elastivid.train.checkpoint import BEST, LAST, load_checkpoint, open_run, save_checkpoint
-from elastivid.train.devices import accelerator_for, largest_over, mean_over, moved
+from elastivid.train.devices import accelerator_for, largest_over, mean_over, moved, told_by_main
 from elastivid.train.ema import Ema
 from elastivid.train.export import export
 from elastivid.train.log import Log
@@ -116,11 +116,7 @@ def train(
         )
     if recipe.config.sharded and accelerator.num_processes == 1:
         raise TrainingError("sharded spreads a model over several processes; start more of them (--processes)")
-    goes_on = False
-    if accelerator.is_main_process:
-        goes_on = open_run(folder, recipe, resume=resume)
-    accelerator.wait_for_everyone()
-    goes_on = bool(largest_over(accelerator, float(goes_on)))
+    goes_on = told_by_main(accelerator, lambda: open_run(folder, recipe, resume=resume))
     run = Run(recipe, folder, accelerator, progress, should_stop)
     if goes_on:
         run.restore(load_checkpoint(folder / LAST))
@@ -166,6 +162,7 @@ class Run:
         self.evaluated = -1  # step of the last evaluation
         self.hashes: dict[str, bytes] = {}  # of all parameters at the start of the stage
         self.window = Window()  # for the next line of the log
+        self.latest: dict[str, float] = {}  # means of the last one
         self.average: Ema | None = None
         self.forward: nn.Module = _Step(recipe, self.module)
         self.rows: list[Row] = []
@@ -234,6 +231,7 @@ class Run:
             for name, parameter in self.module.named_parameters():
                 parameter.requires_grad_(name in set(names))
                 parameter.grad = None
+            self.accelerator.free_memory()  # of the stage before
             self.forward = self.accelerator.prepare(_Step(self.recipe, self.module))
         set_modes(self.module, names)
         if self.stage_step == 0:
@@ -396,6 +394,7 @@ class Run:
         if self.log is not None and times:
             self.log.timing.write(step=self.step, seconds=self.seconds, **times)
             self.log.curves("timing", self.step, times)
+        self.latest = means or self.latest
         self.window.clear()
 
     def evaluate(self) -> None:
@@ -506,7 +505,7 @@ class Run:
             stage=stage.name,
             step=self.step,
             share=share,
-            values=self.window.means(),
+            values=self.window.means() or self.latest,
             samples_per_second=self.step * self.config.batch_size / max(self.seconds, 1e-9),
             loading_share=times.get("loading_share", 0.0),
             seconds_left=self.seconds * (1 - share) / share if share else None,

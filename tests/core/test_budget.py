@@ -86,3 +86,5 @@ def test_refuses_wrong_values_without_text():
         Budget(gmacs_per_clip=-1)
     with pytest.raises(BudgetError, match="tokens_per_clip must be a whole number"):
         Budget(tokens_per_clip=1.5)
+    with pytest.raises(BudgetError, match="batch must be a whole number >= 1, got nan"):
+        Budget(gmacs_per_clip=1, batch=float("nan"))

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import PlanError
+from elastivid.core.errors import PlanError, PointError
 from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 
@@ -61,6 +61,21 @@ def test_refuses_what_is_not_a_plan():
         Plan.from_json(json.dumps({("price" if k == "cost" else k): v for k, v in content.items()}))
     content["sampling"]["fps"] = 3
     with pytest.raises(PlanError, match=r"sampling has missing keys \[\] and unknown keys \['fps'\]"):
+        Plan.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("sampling", "frames", "8", "sampling of the plan cannot be"),
+        ("point", "tokens", "8", "tokens must be a whole number"),
+        ("cost", "macs", -5, "cost of the plan cannot be: Cost.macs must be finite and >= 0, got -5"),
+    ],
+)
+def test_refuses_values_of_another_kind(part, key, value, message):
+    content = json.loads(PLAN.to_json())
+    content[part][key] = value
+    with pytest.raises((PlanError, PointError), match=message):
         Plan.from_json(json.dumps(content))
 
 

@@ -52,6 +52,8 @@ def test_clip_refuses_wrong_arrays():
         (lambda: Sampling(size=0), "size must be >= 1 pixel, got 0"),
         (lambda: Sampling(decode="fast"), r"decode must be one of \('exact', 'keyframes'\), got 'fast'"),
         (lambda: OperatingPoint(tokens=0), "tokens must be >= 1 or None, got 0"),
+        (lambda: OperatingPoint(tokens=1.5), "tokens must be a whole number >= 1 or None, got 1.5"),
+        (lambda: OperatingPoint(width="64"), "width must be a whole number >= 1, one per layer or None, got '64'"),
         (lambda: OperatingPoint(width=(64, 0)), "every width must be >= 1"),
         (lambda: OperatingPoint(memory_tokens=0), "memory_tokens must be >= 1 or None"),
         (lambda: Runtime(precision="float8"), "precision must be one of .* got 'float8'"),
@@ -62,6 +64,13 @@ def test_clip_refuses_wrong_arrays():
 def test_points_refuse_values_out_of_range(make, message):
     with pytest.raises(PointError, match=message):
         make()
+
+
+def test_points_hold_plain_numbers_whatever_they_were_made_from():
+    point = OperatingPoint(tokens=np.int64(8), width=[96, np.int32(48)])
+    assert point == OperatingPoint(tokens=8, width=(96, 48))
+    assert hash(point) == hash(OperatingPoint(tokens=8, width=(96, 48)))
+    assert type(point.tokens) is type(point.width[1]) is int
 
 
 def test_an_axis_the_model_lacks_is_an_error():

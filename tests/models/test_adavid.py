@@ -355,6 +355,10 @@ def test_refuses_what_it_cannot_do(clips_encoder, dual, aggregator):
         dual.embed_images(clip())
     with pytest.raises(ValueError, match=r"S from 1 to 16 segments, got \(3, 17, 32\)"):
         aggregator(features(segments=17))
+    with pytest.raises(ValueError, match=r"features must be \(B, S, 32\) .* got \(3, \d+, 16\)"):
+        aggregator(features()[..., :16])
+    with pytest.raises(PointError, match="width 50 of layer 0 of AdaVid-Agg"):
+        replace(PRESETS["agg-tiny"], widths=(50, 48, 48))
     with pytest.raises(PointError, match=r"has 3 layers, so width must be one number or 3"):
         aggregator(features(), point=OperatingPoint(width=(8, 8)))
     with pytest.raises(ValueError, match=r"segments must be \(B, S, T, 3, H, W\)"):

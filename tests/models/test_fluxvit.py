@@ -184,8 +184,12 @@ def test_refuses_wrong_input(model):
         model(clip(), head=1)
     with pytest.raises(ValueError, match="multiples of the patch size 14, got 71x70; resize to 70x70"):
         model(clip(height=71))
-    with pytest.raises(ValueError, match=r"shape \(B, T, C, H, W\)"):
+    with pytest.raises(ValueError, match=r"shape \(B, T, 3, H, W\)"):
         model(clip()[0])
+    with pytest.raises(ValueError, match=r"shape \(B, T, 3, H, W\), got \(\d+, \d+, 1, 70, 70\)"):
+        model(clip()[:, :, :1])
+    with pytest.raises(ValueError, match="image_size 100 must be a multiple of patch_size 14"):
+        FluxViTConfig(image_size=100)
 
 
 @pytest.mark.parametrize("tokens", [None, 60])

@@ -81,6 +81,14 @@ def test_a_reference_config_is_read_or_refused():
         TimeSformerConfig.from_reference({"colour": "red"})
     with pytest.raises(WeightsError, match="qkv_bias=False; only True"):
         TimeSformerConfig.from_reference({"qkv_bias": False})
+    with pytest.raises(WeightsError, match="attention_type='axial'; offered"):
+        TimeSformerConfig.from_reference({"attention_type": "axial"})
+
+
+def test_hidden_channels_survive_the_ratio():
+    """976 / 448 * 448 is a little less than 976."""
+    sizes = {"hidden_size": 448, "intermediate_size": 976, "num_hidden_layers": 1, "num_attention_heads": 7}
+    assert TimeSformerConfig.from_reference(sizes).build().blocks[0].mlp.fc1.out_features == 976
 
 
 def test_the_base_model_has_the_published_size():
@@ -255,6 +263,8 @@ def test_refuses_what_it_cannot_do():
         built()(clip(), point=OperatingPoint(tokens=5))
     with pytest.raises(ValueError, match="multiples of the patch size 14, got 71x70"):
         built()(clip(height=71))
+    with pytest.raises(ValueError, match=r"shape \(B, T, 3, H, W\), got"):  # not: the first channels of its weights
+        built()(clip()[:, :, :1])
     with pytest.raises(PointError, match=r"width 20 of layer 1 of TimeSformer .* whole heads of 8 channels"):
         built()(clip(), point=OperatingPoint(width=(48, 20, 16)))
     with pytest.raises(PointError, match="no axis tokens"):

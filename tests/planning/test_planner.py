@@ -9,7 +9,7 @@ import pytest
 from machines import FakeMeter, fake_profile, fake_reading
 
 from elastivid.core.budget import Budget
-from elastivid.core.errors import BudgetError
+from elastivid.core.errors import BudgetError, PointError
 from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.planning.plan import Fixed, Planner
@@ -157,6 +157,55 @@ def test_a_fixed_point_leaves_precision_only(planner, nano):
     assert (tight.point.tokens, tight.runtime) == (256, replace(way, precision="bfloat16"))
     with pytest.raises(BudgetError, match=r"256 tokens of 8 frames of 168 px, exact decoding, bfloat16, batch 8"):
         find(small, "900x")
+
+
+def test_a_fixed_way_counts_its_memory_without_a_profile(nano):
+    way = Runtime(threads=1, workers=2, batch=8)
+    alone, beside = Planner(nano), Planner(nano, fixed=Fixed(way=way))
+    made = find(beside, "60MB")
+    assert made.runtime == way
+    assert made.cost.activation_bytes <= 60e6
+    assert made.point.tokens < find(alone, "60MB").point.tokens or made.sampling != find(alone, "60MB").sampling
+
+
+def test_a_fixed_schedule_of_widths_stays(nano, planner):
+    narrow = OperatingPoint(tokens=256, width=(192, 192, 128, 128, 64, 64))
+    made = find(Planner(nano, profile=planner.profile, fixed=Fixed(point=narrow)), "2gmacs")
+    assert made.point == narrow
+    assert made.cost.macs == nano.config.cost(frames=8, size=168, tokens=256, width=narrow.width).macs
+
+
+def test_reasons_name_what_was_given(nano):
+    all_of_them = find(Planner(nano, fixed=Fixed(point=OperatingPoint(tokens=9999))), "9gmacs")
+    assert all_of_them.reasons["tokens"] == "all 1152 of the grid, fewer than the 9999 that were given"
+    proposed = find(Planner(nano, sampling=Sampling(frames=4, size=112)), "9gmacs")
+    assert proposed.reasons["sampling"] == "the grid that was proposed"
+    with pytest.raises(PointError, match="multiples of 1 frames and of 14 px, got 4 frames of 100 px; take 4 of 98"):
+        Planner(nano, sampling=Sampling(frames=4, size=100))
+
+
+def test_frames_of_tubelets_come_in_whole_ones():
+    subject = describe("videomae/tiny")
+    made = find(Planner(subject), "1mmacs")
+    assert made.sampling.frames % 2 == 0
+    assert find(Planner(subject), "9gmacs").point.tokens == 100
+
+
+def test_float32_where_the_best_measured_point_fits_in_it(elastic, planner):
+    """1152 tokens fit in bfloat16 alone; 512 are better and fit in float32."""
+    points = [
+        {"frames": 8, "size": 168, "tokens": t, "width": 192, "accuracy": a}
+        for t, a in ((256, 0.7), (512, 0.9), (1152, 0.8))
+    ]
+    subject = replace(elastic, fronts=(Front("world@1", "hit@1", tuple(points)),))
+    measured = Planner(subject, profile=replace(planner.profile, subject=subject))
+    exact = min(
+        measured.estimate(measured.sampling, 512, 192, way).cost.milliseconds
+        for way in measured.profile.runtimes
+        if way.precision == "float32" and way.batch == way.workers == 1
+    )
+    made = find(measured, f"{exact * 1.05 * (1 + measured.margin)}ms")
+    assert (made.point.tokens, made.runtime.precision) == (512, "float32")
 
 
 def test_a_fixed_size_leaves_frames(planner, nano):

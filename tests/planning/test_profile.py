@@ -49,6 +49,23 @@ def test_points_cover_every_axis(nano):
     assert len(points) == len(set(points))
 
 
+def test_points_of_small_and_of_tubelet_models_exist():
+    small = describe("fluxvit/tiny")
+    small = replace(small, config=replace(small.config, num_frames=1, image_size=42))
+    assert max(point.tokens for *_, point in grid_points(small)) == 9
+    pairs = describe("videomae/tiny")
+    assert pairs.available_tokens(8, 70) == 100
+    assert {frames % 2 for frames, _, _ in grid_points(pairs)} == {0}
+    milliseconds, _ = RealMeter(pairs)(8, 70, OperatingPoint(tokens=100), Runtime(threads=1))
+    assert milliseconds > 0
+
+
+def test_costs_are_not_shared_between_sizes(nano):
+    nano.cost(8, 168, OperatingPoint())
+    wider = replace(nano, config=replace(nano.config, embed_dim=384, num_heads=6))
+    assert wider.cost(8, 168, OperatingPoint()).macs > 2 * nano.cost(8, 168, OperatingPoint()).macs
+
+
 def test_untrained_widths_are_measured_but_thirds_of_the_heads():
     subject = describe("fluxvit/small")
     assert profiled_widths(subject) == (128, 256, 384)
@@ -103,6 +120,8 @@ def test_a_damaged_or_foreign_profile_is_measured_again(nano):
     profile = fake_profile(nano)
     path = save_profile(profile)
     path.write_text(path.read_text()[:1000])
+    assert load_profile(nano) is None
+    path.write_bytes(b"\xff\xfe\x00")
     assert load_profile(nano) is None
     for text in ("[]", "{}", json.dumps(json.loads(profile.to_json()) | {"model": "other"})):
         with pytest.raises(PlanError, match="measure again"):
@@ -176,7 +195,7 @@ def test_fronts_are_written_into_files(tmp_path):
 
 def test_a_model_cut_to_some_channels_has_no_more():
     subject = describe("fluxvit/tiny")
-    cut = replace(subject, config=replace(subject.config, widths=(24, 24, 12)), trained_widths=(24,), _costs={})
+    cut = replace(subject, config=replace(subject.config, widths=(24, 24, 12)), trained_widths=(24,))
     assert cut.full_width == 24
     assert profiled_widths(cut) == (24,)
     assert all(point.width is None for *_, point in grid_points(cut))

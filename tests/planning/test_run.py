@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import PlanError
+from elastivid.core.errors import PlanError, PointError
 from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.models.fluxvit import PRESETS
 from elastivid.planning import load
 from elastivid.planning.load import Watch
 from elastivid.planning.run import Executor, Runner, threads_of
+from elastivid.planning.subject import describe
 
 SAMPLING = Sampling(frames=4, size=70)
 
@@ -74,6 +77,19 @@ def test_frames_pass_the_transform_at_the_size_of_the_plan(model):
     with Runner(made(batch=2), model) as runner:
         assert runner.transform.size == 70
         assert runner.embed_frames(frames).embeddings.shape == (2, 32)
+
+
+def test_a_smaller_plan_sees_as_much_of_the_picture():
+    model = describe("adavid/egovlp-tiny").build()
+    assert (model.transform.size, model.transform.shortest_edge) == (70, 70)
+    plan = replace(made(), sampling=Sampling(frames=4, size=42), point=OperatingPoint())
+    with Runner(plan, model) as runner:
+        assert (runner.transform.size, runner.transform.shortest_edge) == (42, 42)
+
+
+def test_no_clips_are_refused(model, video):
+    with Runner(made(), model) as runner, pytest.raises(PointError, match="nothing to embed"):
+        runner.embed_clips(video[:0])
 
 
 def test_a_plan_loads_its_own_model(video):

@@ -67,7 +67,7 @@ class Budget:
             raise BudgetError(f"a budget needs at least one limit; allowed: {_ALLOWED}")
         for name in ("tokens_per_clip", "batch"):
             value = getattr(self, name)
-            if value is not None and (value != int(value) or value < 1):
+            if value is not None and (not math.isfinite(value) or value != int(value) or value < 1):
                 raise BudgetError(f"{name} must be a whole number >= 1, got {value}")
         if self.state_megabytes and self.total_megabytes and self.state_megabytes > self.total_megabytes:
             raise BudgetError(

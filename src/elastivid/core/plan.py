@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import PlanError
+from elastivid.core.errors import PlanError, PointError
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 
 
@@ -71,7 +71,8 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            PlanError: the text is no JSON object, has missing or unknown keys, or was changed after writing.
+            PlanError: the text is no JSON object, has missing or unknown keys, holds a value of another kind, or was
+                changed after writing.
             PointError: a value is out of range.
         """
         try:
@@ -82,7 +83,12 @@ class Plan:
         parts = {}
         for name, kind in _PARTS.items():
             _need_keys(name, content[name], {f.name for f in fields(kind)})
-            parts[name] = kind(**{key: _tuple(value) for key, value in content[name].items()})
+            try:
+                parts[name] = kind(**{key: _tuple(value) for key, value in content[name].items()})
+            except PointError:
+                raise
+            except (TypeError, ValueError) as error:
+                raise PlanError(f"{name} of the plan cannot be: {error}; write it with Plan.to_json") from error
         plan = cls(**parts, **{name: content[name] for name in _PLAIN})
         if plan.fingerprint != content["fingerprint"]:
             raise PlanError(

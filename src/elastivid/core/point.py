@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from elastivid.core.errors import PointError
@@ -14,6 +16,16 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 def _need(condition: bool, message: str) -> None:
     if not condition:
         raise PointError(message)
+
+
+def _whole(name: str, value: Any) -> int | tuple[int, ...]:
+    """`value` as plain numbers, whatever library's whole numbers it holds; a sequence only for width."""
+    if isinstance(value, Integral):
+        return int(value)
+    if name == "width" and isinstance(value, Sequence) and all(isinstance(v, Integral) for v in value):
+        return tuple(int(v) for v in value)
+    several = ", one per layer" if name == "width" else ""
+    raise PointError(f"{name} must be a whole number >= 1{several} or None, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,9 @@ class OperatingPoint:
         selector: object that keeps or merges tokens (see `elastivid.select`); `None` takes the model's own.
         width: active channels, one int for all layers or one per layer; `None` is the full width.
         memory_tokens: tokens of streaming memory kept; `None` is the model's own.
+
+    Raises:
+        PointError: a number is not whole or below 1.
     """
 
     tokens: int | None = None
@@ -62,6 +77,9 @@ class OperatingPoint:
     memory_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tokens", "width", "memory_tokens"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _whole(name, getattr(self, name)))
         _need(self.tokens is None or self.tokens >= 1, f"tokens must be >= 1 or None, got {self.tokens}")
         widths = (self.width,) if isinstance(self.width, int) else (self.width or ())
         _need(all(w >= 1 for w in widths), f"every width must be >= 1, got {self.width}")

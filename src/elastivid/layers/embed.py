@@ -27,6 +27,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, patch_size: int, embed_dim: int, channels: int = 3) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.channels = channels
         values = channels * patch_size * patch_size
         self.norm_before = RMSNorm(values)
         self.proj = nn.Linear(values, embed_dim)
@@ -34,20 +35,20 @@ class PatchEmbed(nn.Module):
 
     def forward(self, video: Tensor, width: int | None = None) -> Tensor:
         """Map `video` (B, T, C, H, W) to tokens (B, T*h*w, width), frame by frame, row by row; `None` is all of D."""
-        patches = patchify(video, self.patch_size)
+        patches = patchify(video, self.patch_size, self.channels)
         width = width or self.proj.out_features
         tokens: Tensor = self.norm(norm_linear(patches, self.norm_before, self.proj, width))
         return tokens
 
 
-def patchify(video: Tensor, patch_size: int) -> Tensor:
+def patchify(video: Tensor, patch_size: int, channels: int | None = None) -> Tensor:
     """Cut (B, T, C, H, W) into flattened patches (B, T*h*w, C*P*P), values in (channel, row, column) order.
 
     Raises:
-        ValueError: the sides are not multiples of `patch_size`.
+        ValueError: the sides are not multiples of `patch_size`, or there are other than `channels` channels.
     """
-    if video.ndim != 5:
-        raise ValueError(f"video must have shape (B, T, C, H, W), got {tuple(video.shape)}")
+    if video.ndim != 5 or video.shape[2] != (channels or video.shape[2]):
+        raise ValueError(f"video must have shape (B, T, {channels or 'C'}, H, W), got {tuple(video.shape)}")
     b, t, c, height, width = video.shape
     p = patch_size
     if height % p or width % p:

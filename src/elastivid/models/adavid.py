@@ -199,6 +199,10 @@ class AdaVidAggConfig:
         num_segments: rows of the table of places: most segments of a video.
         mlp_ratio: hidden channels of an MLP over D.
         widths: channels of each block for one that holds only the first ones; empty for all.
+
+    Raises:
+        ValueError: D is not a multiple of `num_heads`, or (PointError) `widths` are not whole heads within D, or not
+            one per block.
     """
 
     embed_dim: int = 768
@@ -213,6 +217,8 @@ class AdaVidAggConfig:
         object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
+        if self.widths:
+            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "AdaVid-Agg")
 
     def build(self) -> AdaVidAgg:
         """An untrained aggregator of these sizes."""
@@ -284,9 +290,10 @@ class AdaVidAgg(nn.Module):
         point = point or OperatingPoint()
         point.require_axes(self.supported_axes, "AdaVid-Agg")
         config = self.config
-        if features.ndim != 3 or not 1 <= features.shape[1] <= config.num_segments:
+        most, wanted = config.num_segments, config.feature_dim
+        if features.ndim != 3 or not 1 <= features.shape[1] <= most or features.shape[2] != wanted:
             raise ValueError(
-                f"features must be (B, S, {config.feature_dim}) with S from 1 to {config.num_segments} segments, got "
+                f"features must be (B, S, {wanted}) with S from 1 to {most} segments, got "
                 f"{tuple(features.shape)}; of a longer video take that many segments, evenly spaced"
             )
         widths = config.widths_at(point.width)

@@ -75,7 +75,8 @@ class FluxViTConfig:
             for all. Heads keep their size.
 
     Raises:
-        ValueError: heads do not divide `embed_dim`, or (PointError) `widths` does not fit the other sizes.
+        ValueError: heads do not divide `embed_dim`, patches do not divide `image_size`, or (PointError) `widths` does
+            not fit the other sizes.
     """
 
     embed_dim: int = 384
@@ -98,6 +99,8 @@ class FluxViTConfig:
         for name in ("num_heads", "pool_heads"):
             if self.embed_dim % getattr(self, name):
                 raise ValueError(f"{name} must divide embed_dim {self.embed_dim}, got {getattr(self, name)}")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         if self.widths is not None:
             object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
             widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "FluxViT")

@@ -32,6 +32,7 @@ A heads, K channels of one head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -391,7 +392,7 @@ class TimeSformer(VideoEncoder):
             raise PointError("TimeSformer has no streaming state; pass state=None")
         widths = self.config.widths_at(point.width)
         p = self.config.patch_size
-        x = linear(patchify(video.to(self.cls_token.dtype), p), self.patch_proj, widths[0])  # (B, N, D)
+        x = linear(patchify(video.to(self.cls_token.dtype), p, 3), self.patch_proj, widths[0])  # (B, N, D)
         b, frames = video.shape[:2]
         grid = (frames, video.shape[3] // p, video.shape[4] // p)
         x = x + self._table(grid, widths[0])
@@ -466,8 +467,14 @@ def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"TimeSformer reference config has {key}={config[key]!r}; only {wanted!r} is offered")
     ours = {_FROM_TRANSFORMERS[key]: value for key, value in config.items() if key in _FROM_TRANSFORMERS}
     dim = ours.get("embed_dim", 768)
-    ours["mlp_ratio"] = config.get("intermediate_size", 3072) / dim
-    ours["attention"] = _ATTENTIONS[config.get("attention_type", "divided_space_time")]
+    hidden = config.get("intermediate_size", 3072)
+    ours["mlp_ratio"] = hidden / dim
+    if int(dim * ours["mlp_ratio"]) < hidden:  # what the quotient was rounded down by
+        ours["mlp_ratio"] = math.nextafter(hidden / dim, math.inf)
+    kind = config.get("attention_type", "divided_space_time")
+    if kind not in _ATTENTIONS:
+        raise WeightsError(f"TimeSformer reference config has attention_type={kind!r}; offered: {sorted(_ATTENTIONS)}")
+    ours["attention"] = _ATTENTIONS[kind]
     ours["num_classes"] = len(config.get("id2label", {}))
     return ours
 

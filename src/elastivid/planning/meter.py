@@ -40,6 +40,7 @@ class RealMeter:
 
     def __init__(self, subject: Subject) -> None:
         self._model = subject.build()
+        self._fewest_frames = subject.tubelet_size
         self._executors: dict[Runtime, Executor] = {}
         self.disturbed: list[float] = []
         self._last: Runtime | None = None
@@ -51,7 +52,7 @@ class RealMeter:
         executor, shape = self._executor(runtime), (runtime, frames, size, point)
         video = torch.randn(runtime.batch, frames, 3, size, size)  # (B, T, 3, H, W)
         if runtime != self._last:  # wake the threads of this way of running
-            executor.embed_clips(video[:1, :1], point=replace(point, tokens=None))
+            executor.embed_clips(video[:1, : self._fewest_frames], point=replace(point, tokens=None))
             self._last = runtime
         milliseconds, taken = self._undisturbed(executor, video, point, runtime)
         if shape not in self._seen and time.perf_counter() - started < WARM_BELOW:  # memory and kernels were new

@@ -27,6 +27,8 @@ from elastivid.planning.profile import Profile
 from elastivid.planning.reading import Reading, Source
 from elastivid.planning.subject import ITEM_BYTES, Front, Subject, require_axes
 
+Width = int | tuple[int, ...]
+
 TOKEN_STEP = 8
 MEMORY = ("state_megabytes", "total_megabytes")
 MEMORY_MARGIN = 0.1  # closed forms of peak memory are right to a tenth (benchmarks/plan.py)
@@ -127,6 +129,10 @@ class Planner:
         source: the video that will be read.
         sampling: how windows lie in a video; its frames and size are a proposal, those of the model by default.
         fixed: what is not free.
+
+    Raises:
+        PointError: `sampling` is no grid that the model can read: sides are no multiples of its patch, or frames of its
+            tubelet.
     """
 
     def __init__(
@@ -147,6 +153,8 @@ class Planner:
         self.fixed = fixed or Fixed()
         if not subject.reads_any_grid:
             self.fixed = replace(self.fixed, sampling=True)
+        else:
+            self.subject.require_grid(self.sampling.frames, self.sampling.size)
 
     def plan(self, budget: Budget) -> Plan:
         """The best plan within `budget`.
@@ -212,7 +220,7 @@ class Planner:
         estimates = [self.estimate(native, tokens, self.subject.full_width, runtime) for runtime in ways]
         return min(estimates, key=lambda e: (e.spent(name) or 0.0) * (-1 if name == "realtime_factor" else 1))
 
-    def estimate(self, sampling: Sampling, tokens: int, width: int, runtime: Runtime) -> Estimate:
+    def estimate(self, sampling: Sampling, tokens: int, width: Width, runtime: Runtime) -> Estimate:
         """Predicted cost of one candidate."""
         subject = self.subject
         point = OperatingPoint(
@@ -246,16 +254,16 @@ class Planner:
                     return found
         return None
 
-    def _most_tokens(self, budget: Budget, sampling: Sampling, width: int) -> Estimate | None:
+    def _most_tokens(self, budget: Budget, sampling: Sampling, width: Width) -> Estimate | None:
         """The candidate with the most tokens that fits; among equals float32, then the fastest."""
         fitting = []
         for runtime in self._runtimes(budget):
-            counts, is_known = self._counts(sampling), self._reaches_furthest(budget, runtime)
+            counts = self._counts(sampling)
             low, high = 0, len(counts)  # counts[:low] fit, counts[high:] do not
             while low < high:
                 middle = (low + high) // 2
                 estimate = self.estimate(sampling, counts[middle], width, runtime)
-                if self._fits(budget, estimate) and (is_known or not self._is_extrapolated(estimate)):
+                if self._fits(budget, estimate):
                     low = middle + 1
                 else:
                     high = middle
@@ -279,12 +287,17 @@ class Planner:
                 continue
             for tokens in {min(found.tokens, max(counts)), *(count for count in counts if count <= found.tokens)}:
                 if tokens >= min(counts):
-                    estimate = self.estimate(sampling, tokens, width, found.runtime)
-                    fitting.append(replace(estimate, accuracy=_interpolate(counts, tokens)))
+                    ways = [self.estimate(sampling, tokens, width, runtime) for runtime in self._runtimes(budget)]
+                    best = max((way for way in ways if self._fits(budget, way)), key=_preference, default=None)
+                    if best is not None:
+                        fitting.append(replace(best, accuracy=_interpolate(counts, tokens)))
         return max(fitting, key=lambda e: (e.accuracy, *_preference(e)[1:]), default=None)
 
     def _fits(self, budget: Budget, estimate: Estimate) -> bool:
-        return not estimate.broken(budget, self.margin)
+        """Whether a candidate is predicted to keep the budget, and the prediction can be trusted."""
+        if estimate.broken(budget, self.margin):
+            return False
+        return not self._is_extrapolated(estimate) or self._reaches_furthest(budget, estimate.runtime)
 
     def _is_extrapolated(self, estimate: Estimate) -> bool:
         sampling = estimate.sampling
@@ -316,12 +329,11 @@ class Planner:
         return available if "tokens" not in self.subject.axes else min(self.subject.fewest_tokens, available)
 
     @property
-    def _widths(self) -> tuple[int, ...]:
+    def _widths(self) -> tuple[Width, ...]:
         """Widths that may be taken, ascending."""
         if self.fixed.point is None:
             return self.subject.trained_widths
-        width = self.fixed.point.width
-        return (width if isinstance(width, int) else self.subject.full_width,)
+        return (self.fixed.point.width or self.subject.full_width,)
 
     def _samplings(self, budget: Budget) -> Iterator[Sampling]:
         """What may be read, best first."""
@@ -343,7 +355,7 @@ class Planner:
     def _smaller_grids(self) -> list[tuple[int, int]]:
         """Frames and size below the proposed ones, more pixels first, more frames first among equals."""
         patch = int(self.subject.config.patch_size)
-        frames = {max(1, round(self.sampling.frames * share)) for share in FRAME_SHARES}
+        frames = {self.subject.whole_tubelets(self.sampling.frames * share) for share in FRAME_SHARES}
         sizes = {max(patch, round(self.sampling.size * share) // patch * patch) for share in SIZE_SHARES}
         if self.fixed.size:
             sizes = {self.sampling.size}
@@ -353,7 +365,7 @@ class Planner:
     def _runtimes(self, budget: Budget) -> list[Runtime]:
         """Ways to run that were measured and that the budget leaves open; without a profile one of unknown speed."""
         if self.profile is None:
-            return [Runtime(batch=budget.batch or 1)]
+            return [self.fixed.way or Runtime(batch=budget.batch or 1)]
         measured = self.profile.runtimes
         if self.fixed.way is not None:
             precisions = dict.fromkeys(way.precision for way in measured)
@@ -395,7 +407,9 @@ class Planner:
             )
         else:
             given = self.fixed.sampling and subject.reads_any_grid
-            reasons["sampling"] = "as it was given" if given else "the grid the model was made for"
+            native = (sampling.frames, sampling.size) == (subject.frames, subject.size)
+            asked = "the grid the model was made for" if native else "the grid that was proposed"
+            reasons["sampling"] = "as it was given" if given else asked
         reasons["tokens"] = self._token_reason(budget, chosen)
         reasons["width"] = self._width_reason(budget, chosen)
         reasons["runtime"] = self._runtime_reason(budget, chosen)
@@ -418,13 +432,16 @@ class Planner:
 
     def _token_reason(self, budget: Budget, chosen: Estimate) -> str:
         counts = self._counts(chosen.sampling)
-        if self.fixed.point is not None:
-            return f"{chosen.tokens}, as they were given"
         if "tokens" not in self.subject.axes:
             return f"all {counts[-1]}: the family has no axis tokens"
+        if self.fixed.point is not None:
+            given = self.fixed.point.tokens
+            if given == chosen.tokens:
+                return f"{chosen.tokens}, as they were given"
+            return f"all {chosen.tokens} of the grid" + (f", fewer than the {given} that were given" if given else "")
         if chosen.tokens == counts[-1]:
             return f"all {counts[-1]} of the grid fit"
-        width = chosen.point.width if isinstance(chosen.point.width, int) else self.subject.full_width
+        width = chosen.point.width or self.subject.full_width
         more = min(count for count in counts if count > chosen.tokens)
         broken = self.estimate(chosen.sampling, more, width, chosen.runtime).broken(budget, self.margin)
         if not broken:
@@ -449,10 +466,10 @@ class Planner:
     def _runtime_reason(self, budget: Budget, chosen: Estimate) -> str:
         runtime = chosen.runtime
         if self.profile is None:
-            return "not profiled on this machine, so the default"
+            return "not profiled on this machine, so " + ("as it was given" if self.fixed.way else "the default")
         if runtime.precision == "float32":
             return "float32: the budget asks for no less; the fastest measured way"
-        width = chosen.point.width if isinstance(chosen.point.width, int) else self.subject.full_width
+        width = chosen.point.width or self.subject.full_width
         exact = [r for r in self._runtimes(budget) if r.precision == "float32"]
         times = [self.estimate(chosen.sampling, chosen.tokens, width, r).cost.milliseconds or 0.0 for r in exact]
         gain = min(times) / (chosen.cost.milliseconds or math.inf)

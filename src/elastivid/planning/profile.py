@@ -193,12 +193,13 @@ def grid_points(subject: Subject) -> list[tuple[int, int, OperatingPoint]]:
     widths = profiled_widths(subject)[:-1]
     if "tokens" not in subject.axes:
         return [(frames, size, OperatingPoint(width=w)) for w in (*widths, None)]
-    counts = [max(everything >> octave, FEWEST_TOKENS) for octave in range(OCTAVES)]
+    counts = [min(everything, max(everything >> octave, FEWEST_TOKENS)) for octave in range(OCTAVES)]
     points = [(frames, size, OperatingPoint(tokens=count)) for count in dict.fromkeys(counts)]
     points += [(frames, size, OperatingPoint(tokens=c, width=w)) for w in widths for c in (counts[1], counts[3])]
     patch = int(subject.config.patch_size)
     smaller = max(patch, size * 2 // 3 // patch * patch)
-    for grid in ((max(1, frames // 2), size), (frames, smaller), (max(1, frames // 4), smaller)):
+    half, quarter = subject.whole_tubelets(frames // 2), subject.whole_tubelets(frames // 4)
+    for grid in ((half, size), (frames, smaller), (quarter, smaller)):
         available = subject.available_tokens(*grid)
         counts = [available, max(available // 6, min(FEWEST_TOKENS, available))]
         points += [(*grid, OperatingPoint(tokens=count)) for count in dict.fromkeys(counts)]
@@ -269,7 +270,7 @@ def measure(
         progress: called after every call.
     """
     report = progress or (lambda done, total, what: None)
-    spent, trials = 0.0, _first_round(subject, meter, runtimes, report, seconds)
+    trials = _first_round(subject, meter, runtimes, report, seconds)
     spent = sum(trial.spent for trial in trials)
     share = max(seconds, spent) / len(trials)
     while spent < seconds:
@@ -368,7 +369,7 @@ def load_profile(subject: Subject) -> Profile | None:
     """The profile of this model on this machine, or `None` when there is none that can be read."""
     try:
         return Profile.from_json(profile_path(subject).read_text(encoding="utf-8"), subject)
-    except (FileNotFoundError, PlanError):
+    except (OSError, ValueError):
         return None
 
 

@@ -303,7 +303,7 @@ def load_reading() -> Reading | None:
         content = json.loads(_path().read_text(encoding="utf-8"))
         rows = tuple(ReadingRow(**row) for row in content.pop("rows"))
         return Reading(rows=rows, **content)
-    except (FileNotFoundError, ValueError, TypeError, KeyError, PlanError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

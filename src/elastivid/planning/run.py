@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from elastivid.core.cost import Cost, hardware_key
-from elastivid.core.errors import PlanError
+from elastivid.core.errors import PlanError, PointError
 from elastivid.core.plan import Plan
 from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.models.base import DualEncoder, VideoEncoder
@@ -126,7 +126,7 @@ class Runner:
         self.plan = plan
         self.executor = Executor(model, plan.runtime)
         own = getattr(model, "transform", None) or Transform(size=plan.sampling.size)
-        self.transform = replace(own, size=plan.sampling.size)
+        self.transform = own.squared(plan.sampling.size)
         self._hardware = hardware_key(plan.runtime)
         self._pool = ThreadPoolExecutor(plan.runtime.workers, "elastivid-worker")
 
@@ -143,7 +143,13 @@ class Runner:
         return self.embed_clips(flat.reshape(b, t, *flat.shape[1:]))  # (B * T, 3, S, S) -> (B, T, 3, S, S)
 
     def embed_clips(self, video: Tensor) -> Result:
-        """Embeddings of clips (B, T, 3, H, W) that passed the transform, in batches as the plan says."""
+        """Embeddings of clips (B, T, 3, H, W) that passed the transform, in batches as the plan says.
+
+        Raises:
+            PointError: there are no clips.
+        """
+        if not len(video):
+            raise PointError(f"there is nothing to embed: got clips of shape {tuple(video.shape)}; pass at least one")
         batches = video.split(self.plan.runtime.batch)
         started = time.perf_counter()
         embeddings = torch.cat(self.run(batches))

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
+from elastivid.core.errors import BudgetError, PlanError, PointError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.planning.timing import Work
 
@@ -67,7 +67,7 @@ class Subject:
     fewest_tokens: int
     fronts: tuple[Front, ...] = ()
     has_weights: bool = False
-    _costs: dict[tuple[Any, ...], Cost] = field(default_factory=dict, repr=False, compare=False)
+    _costs: dict[tuple[Any, ...], Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def frames(self) -> int:
@@ -91,7 +91,29 @@ class Subject:
 
     def available_tokens(self, frames: int, size: int) -> int:
         """Patch tokens of a clip."""
-        return int(frames * (size // self.config.patch_size) ** 2)
+        return int(frames // self.tubelet_size * (size // self.config.patch_size) ** 2)
+
+    @property
+    def tubelet_size(self) -> int:
+        """Frames that one token spans."""
+        return int(getattr(self.config, "tubelet_size", 1))
+
+    def whole_tubelets(self, frames: float) -> int:
+        """The number of frames nearest to `frames` that tubelets fill, at least one of them."""
+        return max(1, round(frames / self.tubelet_size)) * self.tubelet_size
+
+    def require_grid(self, frames: int, size: int) -> None:
+        """Refuse a grid that patches do not fill.
+
+        Raises:
+            PointError: frames or size are no multiples of the tubelet or the patch.
+        """
+        patch = int(self.config.patch_size)
+        if frames % self.tubelet_size or size % patch:
+            raise PointError(
+                f"{self.address} reads multiples of {self.tubelet_size} frames and of {patch} px, got {frames} frames "
+                f"of {size} px; take {self.whole_tubelets(frames)} of {max(1, round(size / patch)) * patch}"
+            )
 
     def cost(self, frames: int, size: int, point: OperatingPoint) -> Cost:
         """Closed-form cost of one clip, float32."""
@@ -122,7 +144,9 @@ class Subject:
     def work(self, frames: int, size: int, point: OperatingPoint) -> Work:
         """What one clip makes the model do, for predicting its time."""
         tokens = point.tokens or self.available_tokens(frames, size)
-        width = point.width if isinstance(point.width, int) else self.full_width
+        width = point.width or self.full_width
+        if not isinstance(width, int):
+            width = round(sum(width) / len(width))  # MACs are exact; this stands for what else grows with width
         return Work(self.cost(frames, size, point).macs, frames * size**2, tokens, width)
 
     @cached_property

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from elastivid.planning.prepare import plan as plan
     from elastivid.search.filters import Filters as Filters
     from elastivid.search.index import Index as Index
+    from elastivid.search.watch import Watch as Watch
     from elastivid.weights.load import build as build
     from elastivid.weights.load import load as load
+    from elastivid.weights.load import load_asker as load_asker
 
 __version__ = "0.2.0"
 
@@ -34,9 +36,11 @@ _WHERE = {
     "Sampling": "elastivid.core.point",
     "Filters": "elastivid.search.filters",
     "Index": "elastivid.search.index",
+    "Watch": "elastivid.search.watch",
     "plan": "elastivid.planning.prepare",
     "build": "elastivid.weights.load",
     "load": "elastivid.weights.load",
+    "load_asker": "elastivid.weights.load",
 }
 
 __all__ = ["__version__", *sorted(_WHERE)]

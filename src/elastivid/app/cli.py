@@ -1,4 +1,4 @@
-"""The command `elastivid`: index, search, status, prune, reindex, plan, info, doctor, demo; others stand beside it.
+"""The command `elastivid`: index, search, ask, status, prune, reindex, plan, info, doctor, demo; others beside it.
 
 Everything heavy is imported inside the commands: `elastivid --help` loads neither torch nor av nor lancedb.
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 asked to end.
@@ -19,7 +19,7 @@ from elastivid import __version__
 from elastivid.app.exports import lines_of_exports, write_wanted
 from elastivid.app.model_commands import commands as model_commands
 from elastivid.app.text import lines_of_add
-from elastivid.core.errors import BudgetError, ElastividError, PointError
+from elastivid.core.errors import BudgetError, ElastividError, PointError, QuestionError
 from elastivid.search.records import QueryError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show stops nothing
     try:
         app()
-    except (QueryError, PointError, BudgetError) as error:
+    except (QueryError, PointError, BudgetError, QuestionError) as error:
         _fail(error, 2)
     except ElastividError as error:
         _fail(error, 1)
@@ -232,6 +232,24 @@ def search(
             print(line)
     if any(c.problem for c in cuts):
         raise typer.Exit(1)
+
+
+@app.command()
+def ask(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A video file.")],
+    question: Annotated[str | None, typer.Argument(help='A question: "when does the red star spin?".')] = None,
+    questions: Annotated[Path | None, typer.Option("-q", help="A text file with one question a line.")] = None,
+    memory: Annotated[str | None, typer.Option(help="What may be remembered, such as 64MB [default: 8MB].")] = None,
+    model: Annotated[str, typer.Option(help="nano-ask, or a weights file.")] = "nano-ask",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask about a video of any length, in constant memory; the questions are known before it is watched."""
+    from elastivid.app.ask import questions_of, run_ask
+    from elastivid.app.interrupts import interruptible
+
+    wanted = questions_of(question, questions)
+    with interruptible("nothing was answered; Watch in Python can be saved and resumed"):
+        run_ask(source, wanted, memory, model, as_json)
 
 
 @app.command()

@@ -22,6 +22,10 @@ class PlanError(ElastividError, ValueError):
     """A plan cannot be written as JSON, or a text is not a plan."""
 
 
+class QuestionError(ElastividError, ValueError):
+    """A question is empty, too long, or of no kind that can be answered."""
+
+
 class WeightsError(ElastividError, ValueError):
     """A weights file is missing, damaged, or does not fit the model."""
 

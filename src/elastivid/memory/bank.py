@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -139,6 +140,8 @@ class MergingMemory(VideoMemory):
         ValueError: `length` is below 1.
     """
 
+    holds_features: ClassVar[bool] = True
+
     length: int
     query_banks: bool = True
     reference_frames: int | None = None
@@ -149,6 +152,11 @@ class MergingMemory(VideoMemory):
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length must be >= 1 slot, got {self.length}; without a bank pass no memory")
+
+    @property
+    def holds_hidden(self) -> bool:  # type: ignore[override]
+        """Whether there are query banks."""
+        return self.query_banks
 
     @property
     def frames(self) -> tuple[int, ...]:

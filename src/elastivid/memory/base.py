@@ -51,6 +51,8 @@ class VideoMemory(State):
     """
 
     bounded: ClassVar[bool] = True
+    holds_features: ClassVar[bool] = False  # visual tokens themselves instead of their keys and values
+    holds_hidden: ClassVar[bool] = False  # hidden states of every layer, so that every layer must run for every frame
 
     @property
     @abstractmethod

@@ -185,6 +185,8 @@ class QFormerAttention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map x (B, M, D) to (B, M, D); `mask` bool, broadcast to (B, A, M, N), true where attention may go."""
+        if x.is_cpu and torch.is_grad_enabled():  # the gradient of the fused kernel is slower than two products
+            return self.weighed(x, keys, values, mask)[0]
         q, k, v = (split_heads(y, self.head_dim) for y in (self.query(x), keys, values))  # (B, A, ., D/A)
         out: Tensor = self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
         return out
@@ -330,9 +332,12 @@ class QFormer(nn.Module):
         Returns:
             What the last frame gives, and the memory after it.
         """
+        start = self._start(self.queries.expand(len(visual), -1, -1), text, text_valid, "bidirectional", queries)
+        judged = not memory.holds_hidden  # then only attention to visual tokens matters before the last frame
+        first = self.blocks[0].mixed(start[0], None, start[2]) if judged else None
         for frame in range(visual.shape[1]):
             memory = memory.append(visual[:, frame], seconds[:, frame])
-            out = self.read(memory, text=text, text_valid=text_valid, queries=queries)
+            out = self._pass(memory, start, first, whole=not judged or frame == visual.shape[1] - 1)
             assert out.memory is not None
             memory = out.memory.finish()
         return QFormerOutput(out.queries, out.text, out.attention, out.seconds, out.valid, memory)
@@ -340,9 +345,10 @@ class QFormer(nn.Module):
     def absorb(self, visual: Tensor, seconds: Tensor, memory: VideoMemory) -> VideoMemory:
         """Take in frames as `stream` does, for a memory whose rule looks at no scores and keeps no hidden states:
         only keys and values are computed."""
+        crossing = () if memory.holds_features else self.blocks[:: self.config.cross_every]
         for frame in range(visual.shape[1]):
             memory = memory.append(visual[:, frame], seconds[:, frame])
-            for number, layer in enumerate(self.blocks[:: self.config.cross_every]):
+            for number, layer in enumerate(crossing):
                 assert layer.cross is not None
                 entries, memory = memory.entries(number, layer.cross.project)
                 memory = memory.settle(number, entries.seconds)
@@ -358,21 +364,28 @@ class QFormer(nn.Module):
         queries: Tensor | None = None,
     ) -> QFormerOutput:
         """One pass over what the memory holds, and over the frame on its way if there is one; see `stream`."""
-        rows = len(memory.frames)
-        x, num_queries, sees = self._start(
-            self.queries.expand(rows, -1, -1), text, text_valid, "bidirectional", queries
-        )
+        start = self._start(self.queries.expand(len(memory.frames), -1, -1), text, text_valid, "bidirectional", queries)
+        return self._pass(memory, start, None, whole=True)
+
+    def _pass(
+        self, memory: VideoMemory, start: tuple[Tensor, int, Tensor | None], first: Tensor | None, *, whole: bool
+    ) -> QFormerOutput:
+        """`read` from what `_start` gave. `first` is what the first self-attention makes of it, where that is known;
+        unless `whole`, the pass ends behind the last cross-attention and its outputs are of no use."""
+        x, num_queries, sees = start
         attention, times, valid = [], [], []
         for number, layer in enumerate(self.blocks):
             seen, before = memory.past(number), x
             past, mask = (None, sees) if seen is None else _with_past(*seen, sees, x)
-            x = layer.mixed(x, past, mask)
+            x = first if number == 0 and first is not None else layer.mixed(x, past, mask)
             memory = memory.remember(number, before)
             if layer.cross is not None:
                 x, memory, entries, given = self._look_back(number // self.config.cross_every, layer, x, memory)
                 attention.append(given)
                 times.append(entries.seconds)
                 valid.append(entries.valid)
+                if not whole and len(attention) == self.config.num_cross:
+                    break
             x = layer.fed(x, num_queries)
         return QFormerOutput(
             x[:, :num_queries], _text(x, num_queries), tuple(attention), tuple(times), tuple(valid), memory

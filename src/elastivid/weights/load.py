@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     import torch
 
     from elastivid.models.base import DualEncoder
+    from elastivid.models.tiny_vlm import TinyVLM
     from elastivid.models.towers import TwoTowers
 
 DUALS = {"dual": "FluxDual", "adavid": "AdaVidDual"}  # families that files may hold, and the class in each
-ALIASES = {"nano": "nano.safetensors"}  # files shipped in this folder
+ASKERS = {"tiny_vlm": "TinyVLM"}  # families that answer questions; see `load_asker`
+ALIASES = {"nano": "nano.safetensors", "nano-ask": "nano_ask.safetensors"}  # files shipped in this folder
 
 
 def families() -> list[str]:
@@ -130,6 +132,7 @@ def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> D
 
     path = resolve(address)
     metadata = read_metadata(path)
+    family_of(metadata)  # says so where the file holds a model of another kind
     require_licence(licence, stated_licence(metadata), address)
     try:
         golden, space_id = metadata["golden"], metadata["space_id"]
@@ -158,6 +161,35 @@ def load(address: str, *, allow_download: bool = False, licence: str = ANY) -> D
     return model
 
 
+def load_asker(address: str) -> TinyVLM:
+    """The trained video language model of `address`, with its encoder, in evaluation mode on the CPU.
+
+    Args:
+        address: "nano-ask", or the path of a file that training wrote.
+
+    Raises:
+        UnknownNameError, WeightsError: see `resolve` and `read_metadata`; also when the file holds another kind of
+            model, tensors do not fit, or its encoder is not the one that it was trained on.
+    """
+    from safetensors.torch import load_file
+
+    path = resolve(address)
+    metadata = read_metadata(path)
+    family = str(metadata.get("family"))
+    if family not in ASKERS:
+        raise WeightsError(f"{address} holds a model of the family {family}, which answers no questions; try nano-ask")
+    module = importlib.import_module(f"elastivid.models.{family}")
+    try:
+        model: TinyVLM = module.TinyVLMConfig.from_dict(metadata["config"]).build()
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"metadata of {path} does not describe a {family} ({error}); fetch it again") from error
+    stored = {name: value.float() for name, value in load_file(path).items()}
+    _check_keys(path, model.state_dict(), stored)
+    model.load_state_dict(stored, strict=True)
+    encoder = load(model.config.encoder)
+    return model.attach(encoder).eval()  # type: ignore[arg-type]
+
+
 def family_of(metadata: dict[str, Any]) -> str:
     """Family in the metadata of a weights file of ours: "dual" where it states none, as the first files did not.
 
@@ -165,6 +197,8 @@ def family_of(metadata: dict[str, Any]) -> str:
         UnknownNameError: it states one that is not known.
     """
     family = str(metadata.get("family", "dual"))
+    if family in ASKERS:
+        raise WeightsError(f"a {family} answers questions and embeds nothing; open it with load_asker, or use Watch")
     if family not in DUALS:
         raise UnknownNameError("model family of a weights file", family, DUALS)
     return family

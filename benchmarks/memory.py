@@ -1,0 +1,515 @@
+"""Long video in constant memory: what guided memory is worth beside rules that do not look at the question.
+
+    python benchmarks/memory.py accuracy --cache FOLDER [--only PART]    # about 30 minutes on one core, resumable
+    python benchmarks/memory.py resident --cache FOLDER                  # resident memory and time per chunk, 6 minutes
+    python benchmarks/memory.py page --cache FOLDER                      # writes docs/benchmarks/memory.md and a plot
+
+Videos of 72 to 9,984 frames with planted evidence and a question known beforehand (`elastivid.data.asking`), tokens of
+the shipped model's frozen encoder. Seeds: training 11 and 12, what was chosen by looking at results 21, this page 31.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import machine, table, write_page
+from torch import Tensor
+
+from elastivid.core.answer import Answer
+from elastivid.data.asking import Asked, Drawing, Stock, draw_asked, make_stock, tokens_of
+from elastivid.data.planted import PlantedFormat, planted_library
+from elastivid.data.questions import KINDS, OTHER
+from elastivid.evaluate.metrics import format_share
+from elastivid.memory.adacm2 import AdaCM2, CappedAdaCM2
+from elastivid.memory.bank import MergingMemory
+from elastivid.memory.base import VideoMemory
+from elastivid.memory.cache import CacheMemory
+from elastivid.memory.window import FirstInFirstOut, KeepAll, RandomKeeping, UniformThinning
+from elastivid.models.tiny_vlm import COUNT, WHEN, TinyVLM, chunk_times
+from elastivid.search.watch import Watch, WatchPlan, read_answers
+from elastivid.weights.load import load_asker
+
+SEED = 31
+CHUNKS = (9, 36, 120, 360, 1248)  # of 8 frames
+LONGEST = CHUNKS[-1]
+FRACTION = 20  # memory of the main table, as a part of keeping all of the longest video
+RECENT = 0.1
+BATCH = 63
+WATCH = "Watch: decode, encode, remember"
+LENGTHS = (100, 1000, 10_000)  # frames at which memory is read
+INTRODUCTION = """Videos are put together from rendered events, encoded once: every 12 s something else is seen (busy) \
+or mostly nothing (quiet). What a question asks about is planted once, for "how often" one to four times, at random \
+times; a quarter of the questions ask about what is not there. Everything else is drawn so that the answer is unique \
+and near misses abound: for "what does the red star do?" there are red rings and blue stars, but no other red star. \
+All compositions of colour, shape and motion occur, also those that training never saw. Right means: the words; for \
+"how often" the number of stretches; for "when" both ends within a chunk of 4 s. Connector and decoder run under \
+autocast to bfloat16, keys and values are kept in it."""
+KINDS_NOTE = """The last two rows are what the model itself can do, with everything in sight."""
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "memory.png"
+RULES: dict[str, Callable[[int], VideoMemory]] = {  # by tokens of a layer
+    "AdaCM2, guided by the question": lambda m: CacheMemory(CappedAdaCM2(m, RECENT)),
+    "first in, first out": lambda m: CacheMemory(FirstInFirstOut(m)),
+    "uniform thinning": lambda m: CacheMemory(UniformThinning(m)),
+    "random": lambda m: CacheMemory(RandomKeeping(m)),
+    "MA-LMM merging bank": lambda m: MergingMemory(bank_slots(m), query_banks=False),
+}
+GUIDED, KEEP = "AdaCM2, guided by the question", "keep all"
+SAME_SIZE = [(0.0, 0.95), (0.25, 14 / 15), (0.5, 0.9), (0.75, 0.8), (0.9, 0.5), (0.95, 0.0)]  # r = 0.95: 95 tokens
+SMALLER = [(0.1, 0.1), (0.1, 0.5), (0.1, 0.8), (0.1, 0.9)]
+PER_LAYER = [([0.1, 0.1], [0.965, 0.85]), ([0.1, 0.1], [0.85, 0.965])]
+ABLATED = [*SAME_SIZE, *SMALLER, *PER_LAYER]
+TOKEN_BYTES = 2 * (2 * 192 * 2 + 8)  # two layers: keys and values in bfloat16, time, frame number
+SLOT_BYTES = 5 * (256 * 4 + 8)  # of the merging bank, which adds up in float32
+
+
+def bank_slots(tokens: int) -> int:
+    """Slots of a bank that take as many bytes as `tokens` tokens in both layers."""
+    return max(1, tokens * TOKEN_BYTES // SLOT_BYTES)
+
+
+def share_tokens(part: float) -> int:
+    """Tokens of a layer for 1/`part` of what keeping all of the longest video takes."""
+    return int(LONGEST * 5 / part)
+
+
+def right(asked: Asked, answer: Answer, chunk: float) -> bool:
+    """Whether an answer counts: the words; for "how often" the number of stretches; for "when" both ends within a
+    chunk."""
+    if asked.answer == COUNT:
+        counted = answer.text in ("once", "twice") or answer.text.endswith(" times")
+        return counted and len(answer.evidence) == len(asked.spans)
+    if asked.answer == WHEN:
+        (start, end), first = asked.spans[0], answer.evidence[0] if answer.evidence else None
+        if first is None or not answer.text.startswith("from "):
+            return False
+        return abs(first.start_seconds - start) <= chunk and abs(first.end_seconds - end) <= chunk
+    return answer.text == asked.answer
+
+
+@torch.autocast("cpu", torch.bfloat16)
+@torch.inference_mode()
+def answered(model: TinyVLM, memory: VideoMemory, visual: Tensor, questions: list[Asked]) -> list[Answer]:
+    """Answers about videos `visual` (B, T, P, C), one each, after they went through the memory chunk by chunk."""
+    asked = model.questions([q.text for q in questions])
+    chunk = model.config.chunk_seconds
+    starts = chunk * torch.arange(float(visual.shape[1]))
+    seconds = chunk_times(starts, model.config).expand(len(visual), -1, -1)  # (B, T, P)
+    if isinstance(memory, CacheMemory) and isinstance(memory.rule, AdaCM2 | CappedAdaCM2):
+        text = {"text": model.question_text(asked), "text_valid": asked.valid}
+        streamed = model.qformer.stream(visual, seconds, memory, **text).memory
+        assert streamed is not None
+        memory = streamed
+    elif isinstance(memory, CacheMemory) and isinstance(memory.rule, KeepAll):
+        whole = memory.append(visual.flatten(1, 2), seconds.flatten(1, 2))  # all chunks at once: the same entries
+        for number, layer in enumerate(model.qformer.blocks[:: model.config.qformer.cross_every]):
+            assert layer.cross is not None
+            _, whole = whole.entries(number, layer.cross.project)
+        memory = whole.finish()
+    else:
+        memory = model.qformer.absorb(visual, seconds, memory)
+    return read_answers(model, memory, asked, [q.text for q in questions], visual.shape[1] * chunk)
+
+
+def drawn(stock: Stock, chunks: int, count: int, busy: float, kinds: tuple[str, ...] = KINDS) -> list[Asked]:
+    """`count` videos with questions, kinds in turn; the same for every rule."""
+    rng = np.random.default_rng([SEED, chunks, int(100 * busy)])
+    drawing = Drawing(chunks, busy=busy, one_camera=0.0, held_out=True)
+    return [draw_asked(stock, rng, drawing, kinds[n % len(kinds)]) for n in range(count)]
+
+
+def measure(model: TinyVLM, stock: Stock, part: dict[str, Any]) -> dict[str, Any]:
+    """Run one part of the accuracy tables; see `parts`."""
+    started, marks, absent = time.perf_counter(), [], []
+    questions = drawn(stock, part["chunks"], part["questions"], part["busy"], tuple(part.get("kinds", KINDS)))
+    memory = memory_of(part)
+    batch = BATCH if part["chunks"] < LONGEST or memory.holds_features is False else 21
+    for first in range(0, len(questions), batch):
+        some = questions[first : first + batch]
+        visual = torch.stack([tokens_of(stock, q) for q in some])
+        for question, answer in zip(some, answered(model, memory, visual, some), strict=True):
+            marks.append([question.kind, question.present, right(question, answer, model.config.chunk_seconds)])
+            absent += [] if question.present else [answer.found]
+    return {**part, "marks": marks, "false_answers": absent, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def memory_of(part: dict[str, Any]) -> VideoMemory:
+    """An empty memory for a part."""
+    if "alpha" in part:
+        alpha, beta = (tuple(part[n]) if isinstance(part[n], list) else part[n] for n in ("alpha", "beta"))
+        return CacheMemory(AdaCM2(alpha, beta))
+    if "recent" in part:
+        return CacheMemory(CappedAdaCM2(part["tokens"], part["recent"]))
+    return CacheMemory(KeepAll()) if part["rule"] == KEEP else RULES[part["rule"]](part["tokens"])
+
+
+def parts() -> dict[str, dict[str, Any]]:
+    """Everything the accuracy tables need, by name, what matters most first."""
+    found: dict[str, dict[str, Any]] = {}
+    main = share_tokens(FRACTION)
+
+    def add(name: str, **values: Any) -> None:
+        found[name] = {"questions": 252, "busy": 0.9, "tokens": main, **values}
+
+    for rule in (GUIDED, KEEP, "uniform thinning", "MA-LMM merging bank", "first in, first out", "random"):
+        add(f"longest {rule}", rule=rule, chunks=LONGEST)
+    for rule in (GUIDED, KEEP):
+        add(f"other {rule}", rule=rule, chunks=120, kinds=[OTHER], questions=126)
+    for chunks in CHUNKS[:-1]:
+        for rule in (*RULES, KEEP):
+            add(f"{chunks} {rule}", rule=rule, chunks=chunks)
+    for alpha, beta in ABLATED:
+        add(f"alpha {alpha} beta {beta}", rule=GUIDED, chunks=120, alpha=alpha, beta=beta, questions=126)
+    for share in (100, 5):
+        for rule in (GUIDED, "uniform thinning", "MA-LMM merging bank"):
+            add(f"1/{share} {rule}", rule=rule, chunks=LONGEST, tokens=share_tokens(share), questions=126)
+    for rule in (GUIDED, KEEP, "uniform thinning", "MA-LMM merging bank"):
+        add(f"quiet {rule}", rule=rule, chunks=LONGEST, busy=0.1, questions=126)
+    for recent in (0.0, 0.1, 0.5, 0.9):
+        add(f"recent {recent}", rule=GUIDED, chunks=360, tokens=60, recent=recent, questions=126)
+    return found
+
+
+def accuracy(cache: Path, model: TinyVLM, only: str, limit_seconds: float) -> None:
+    """Measure what is not in the cache yet, until the time is up."""
+    started, stock = time.perf_counter(), stock_of(cache, model)
+    for name, part in parts().items():
+        path = cache / "results" / f"{name.replace('/', '_')}.json"
+        if only not in name or path.exists() or time.perf_counter() - started > limit_seconds:
+            continue
+        result = measure(model, stock, part)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+        share = np.mean([mark[2] for mark in result["marks"]])
+        print(f"{name}: {share:.3f} in {result['seconds']} s", flush=True)
+
+
+def stock_of(cache: Path, model: TinyVLM) -> Stock:
+    """The events of this page, encoded once."""
+    path = cache / f"report-{SEED}.pt"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        make_stock(model.encoder, model.config, SEED, backgrounds=30, events=20, split="all").save(path)
+    return Stock.load(path)
+
+
+def resident(cache: Path, address: str) -> None:
+    """Memory and time while a video grows, each rule in a process of its own; then a real file through `Watch`."""
+    names = [*RULES, KEEP, WATCH]
+    for name in names:
+        command = [sys.executable, __file__, "one", "--cache", str(cache), "--model", address, "--only", name]
+        subprocess.run(command, check=True)
+
+
+def one(cache: Path, address: str, name: str) -> None:
+    """`resident` for one rule: bytes held above a warmed baseline, bytes of state, and seconds per frame."""
+    if name == WATCH:
+        rows = _watched(cache, address)
+    else:
+        rows = _streamed(cache, address, name)
+    path = cache / "results" / f"resident {name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"name": name, "rows": rows}))
+    print(name, rows, flush=True)
+
+
+@torch.autocast("cpu", torch.bfloat16)
+@torch.inference_mode()
+def _streamed(cache: Path, address: str, name: str) -> list[dict[str, float]]:
+    model = load_asker(address)
+    stock = stock_of(cache, model)
+    rng = np.random.default_rng(SEED)
+    asked = model.questions(["when does the red star spin?"])
+    text = {"text": model.question_text(asked), "text_valid": asked.valid}
+    tokens = share_tokens(FRACTION)
+
+    def grown(memory: VideoMemory, first: int, last: int) -> VideoMemory:
+        for chunk in range(first, last):
+            event = int(rng.integers(len(stock.phrases)))
+            visual = stock.tokens[event, chunk % 3][None, None].float()  # (1, 1, P, C)
+            seconds = chunk_times(torch.tensor([4.0 * chunk]), model.config)[None]  # (1, 1, P)
+            grew = model.qformer.stream(visual, seconds, memory, **text).memory
+            assert grew is not None
+            memory = grew
+        return memory
+
+    def fresh() -> VideoMemory:
+        return memory_of({"rule": name, "tokens": tokens})
+
+    grown(fresh(), 0, 100)  # warm
+    return _grown_rows(fresh(), grown)
+
+
+def _grown_rows(memory: Any, grown: Callable[[Any, int, int], Any]) -> list[dict[str, float]]:
+    baseline, rows, done = _resident_bytes(), [], 0
+    for frames in LENGTHS:
+        goal = frames // 8
+        last = max(done, goal - 12)  # time is taken over the last dozen chunks before each length
+        memory = grown(memory, done, last)
+        started = time.perf_counter()
+        memory = grown(memory, last, goal)
+        per_frame = (time.perf_counter() - started) / max(1, goal - last) / 8
+        done = goal
+        held = _resident_bytes() - baseline
+        rows.append({"frames": frames, "resident": held, "state": memory.nbytes, "seconds_per_frame": per_frame})
+    return rows
+
+
+def _watched(cache: Path, address: str) -> list[dict[str, float]]:
+    form = PlantedFormat(fps=2, seconds_per_event=128.0)
+    library = planted_library(cache / "long", (85.0,), SEED, planted_format=form, processes=1)
+    path = cache / "long" / library.videos[0].file
+    plan = WatchPlan(model=address, memory_bytes=1_000_000, precision="bfloat16")
+    questions = ["when does the red star spin?"]
+    with Watch(path, questions, plan) as warm:
+        warm.run(until_seconds=400.0)  # long enough that its memory is full
+
+    def grown(watch: Watch, first: int, last: int) -> Watch:
+        if last > first:
+            watch.run(until_seconds=4.0 * last)
+        return watch
+
+    with Watch(path, questions, plan) as watch:
+        return _grown_rows(watch, grown)
+
+
+def _resident_bytes() -> int:
+    """Bytes of memory of this process, freed ones given back first."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this system does not tell the memory of a process")
+
+
+def verdict(rows: list[dict[str, float]]) -> str:
+    """Whether memory stays flat from the second length on: within 5 % or 8 MB."""
+    held = [row["resident"] + row["state"] for row in rows[1:]]
+    grew = max(held) - min(held)
+    return "flat" if grew <= max(8e6, 0.05 * max(held)) else f"grows by {grew / 1e6:.0f} MB"
+
+
+def page(cache: Path, model: TinyVLM) -> None:
+    """Write the page and the plot from what is in the cache."""
+    found = {f.stem: json.loads(f.read_text()) for f in sorted((cache / "results").glob("*.json"))}
+    texts = [
+        "# Long video in constant memory",
+        f"{machine()} Written by `python benchmarks/memory.py`; model nano-ask ({model.weights_id}), seed {SEED}.",
+        INTRODUCTION,
+        *_main_tables(found),
+        *_kinds_table(found),
+        *_memory_table(found),
+        *_ablations(found),
+        *_resident_table(found),
+    ]
+    _draw(found)
+    write_page("memory", *texts)
+
+
+def _share(
+    result: dict[str, Any] | None, *, interval: bool = True, only: Callable[[Any], bool] = lambda m: True
+) -> str:
+    if result is None:
+        return "-"
+    marks = [mark[2] for mark in result["marks"] if only(mark)]
+    if not marks:
+        return "-"
+    return format_share(sum(marks), len(marks)) if interval else f"{100 * np.mean(marks):.0f}"
+
+
+def _main_tables(found: dict[str, Any]) -> list[str]:
+    head = ["right answers, %", *(f"{8 * c:,} frames" for c in CHUNKS)]
+    rows = []
+    for rule in (*RULES, KEEP):
+        cells = [_share(found.get(f"{c} {rule}" if c < LONGEST else f"longest {rule}"), interval=False) for c in CHUNKS]
+        rows.append([f"**{rule}**" if rule == GUIDED else rule, *cells])
+    longest = [
+        [rule, _share(found.get(f"longest {rule}")), _false(found.get(f"longest {rule}"))] for rule in (*RULES, KEEP)
+    ]
+    return [
+        "## Accuracy over length, busy videos",
+        f"Memory: {share_tokens(FRACTION)} tokens per layer, {share_tokens(FRACTION) * TOKEN_BYTES / 1e6:.2f} MB, for "
+        f"every rule but the last, which takes {LONGEST * 5 * TOKEN_BYTES / 1e6:.1f} MB at {8 * LONGEST:,} frames. 252 "
+        "questions per cell, 1,260 for every rule; the same videos and questions for all of them.",
+        table(head, rows),
+        "![Accuracy over length and over memory](../images/memory.png)",
+        f'At {8 * LONGEST:,} frames, with 95 % Wilson intervals. A false answer is any answer but "not in the video" '
+        "to a question whose evidence is not there.",
+        table(["rule", "right answers", "false answers"], longest),
+        *_paired(found),
+    ]
+
+
+def _false(result: dict[str, Any] | None) -> str:
+    if result is None or not result["false_answers"]:
+        return "-"
+    return format_share(sum(result["false_answers"]), len(result["false_answers"]))
+
+
+def _paired(found: dict[str, Any]) -> list[str]:
+    """Differences on the same questions, with a bootstrap interval."""
+    guided, lines = found.get(f"longest {GUIDED}"), []
+    if guided is None:
+        return []
+    ours = np.array([mark[2] for mark in guided["marks"]], dtype=float)
+    rng = np.random.default_rng(0)
+    for rule in (*RULES, KEEP):
+        other = found.get(f"longest {rule}")
+        if rule == GUIDED or other is None:
+            continue
+        gap = ours[: len(other["marks"])] - np.array([mark[2] for mark in other["marks"]], dtype=float)
+        draws = gap[rng.integers(len(gap), size=(4000, len(gap)))].mean(axis=1)
+        low, high = np.quantile(draws, [0.025, 0.975])
+        lines.append([rule, f"{100 * gap.mean():+.1f}", f"[{100 * low:+.1f}, {100 * high:+.1f}]", str(len(gap))])
+    head = ["AdaCM2 against", "points", "95 % interval, paired bootstrap", "questions"]
+    return [table(head, lines)] if lines else []
+
+
+def _kinds_table(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for rule in (*RULES, KEEP):
+        result = found.get(f"longest {rule}")
+        cells = [_share(result, interval=False, only=lambda m, k=kind: m[0] == k and m[1]) for kind in KINDS]  # type: ignore[misc]
+        rows.append([rule, *cells, _share(result, interval=False, only=lambda m: not m[1])])
+    short = found.get(f"{CHUNKS[0]} {KEEP}")
+    cells = [_share(short, interval=False, only=lambda m, k=kind: m[0] == k and m[1]) for kind in KINDS]  # type: ignore[misc]
+    rows.append([f"keep all, {8 * CHUNKS[0]} frames", *cells, _share(short, interval=False, only=lambda m: not m[1])])
+    other = [[rule, _false(found.get(f"other {rule}"))] for rule in (GUIDED, KEEP) if found.get(f"other {rule}")]
+    return [
+        f"## By kind of question, {8 * LONGEST:,} frames",
+        table(["right answers, %", *KINDS, "not in the video"], rows),
+        KINDS_NOTE,
+        *(
+            [table(["questions about what this world does not have, nouns not trained on", "answered anyway"], other)]
+            if other
+            else []
+        ),
+    ]
+
+
+def _memory_table(found: dict[str, Any]) -> list[str]:
+    shares = (100, FRACTION, 5)
+    rows = []
+    for rule in RULES:
+        names = [f"1_{s} {rule}" if s != FRACTION else f"longest {rule}" for s in shares]
+        rows.append([rule, *(_share(found.get(name), interval=False) for name in names)])
+    rows.append([KEEP, "", "", _share(found.get(f"longest {KEEP}"), interval=False) + " (all)"])
+    quiet = [[rule, _share(found.get(f"quiet {rule}"))] for rule in (*RULES, KEEP)]
+    head = ["right answers, %", *(f"1/{s}: {share_tokens(s) * TOKEN_BYTES / 1e6:.2f} MB" for s in shares)]
+    return [
+        f"## Accuracy over memory, {8 * LONGEST:,} frames",
+        "Memory as a part of what keeping everything takes. 252 questions at 1/20, 126 elsewhere.",
+        table(head, rows),
+        "Quiet videos: one slot of 12 s in ten shows something, the rest is bare background. 1/20 of the memory.",
+        table(["rule", "right answers"], quiet),
+    ]
+
+
+def _ablations(found: dict[str, Any]) -> list[str]:
+    def named(value: Any) -> str:
+        return " / ".join(f"{v:.3g}" for v in value) if isinstance(value, list) else f"{value:.3g}"
+
+    rows = []
+    for alpha, beta in ABLATED:
+        result = found.get(f"alpha {alpha} beta {beta}")
+        pair = (tuple(v) if isinstance(v, list) else v for v in (alpha, beta))
+        rule = AdaCM2(*pair)
+        limits = " / ".join(f"{rule.limit(layer, 5):.0f}" for layer in range(2))
+        rows.append([f"alpha {named(alpha)}, beta {named(beta)}", limits, _share(result)])
+    recent = [[f"{r:.0%}", _share(found.get(f"recent {r}"))] for r in (0.0, 0.1, 0.5, 0.9)]
+    return [
+        f"## The recursion: alpha and beta, {8 * 120:,} frames",
+        "N <- ceil((alpha + (1 - alpha) beta) (N + 5)) in each of the two layers with cross-attention. 126 questions.",
+        table(["shares (first / second layer)", "tokens per layer", "right answers"], rows),
+        "With a cap of 60 tokens instead, 2,880 frames, 126 questions: the share of it for the most recent tokens:",
+        table(["recent share", "right answers"], recent),
+    ]
+
+
+def _resident_table(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for name in (*RULES, KEEP, WATCH):
+        result = found.get(f"resident {name}")
+        if result is None:
+            continue
+        held = [f"{(r['resident'] + r['state']) / 1e6:.1f}" for r in result["rows"]]
+        state = f"{result['rows'][-1]['state'] / 1e6:.2f}"
+        paces = [1e3 * r["seconds_per_frame"] for r in result["rows"]]
+        rows.append([name, *held, state, verdict(result["rows"]), *(f"{p:.2f}" for p in paces)])
+    head = ["one question", *(f"{n:,} frames, MB" for n in LENGTHS), "of which state, MB", "check"]
+    head += [f"ms a frame at {n:,}" for n in LENGTHS]
+    return [
+        "## Resident memory and time",
+        "Memory of the process above a warmed baseline plus bytes of the state. The check: from 1,000 to 10,000 frames "
+        "within 5 % or 8 MB. Times of the rules are those of the Q-Former alone, tokens at hand; the last row reads, "
+        "encodes and remembers a file of 10,000 frames at 2 frames/s.",
+        table(head, rows),
+    ]
+
+
+def _draw(found: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right_) = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150)
+    for rule in (*RULES, KEEP):
+        style = {"lw": 2.6 if rule == GUIDED else 1.4, "marker": "o", "ms": 4, "ls": "--" if rule == KEEP else "-"}
+        names = [(8 * c, f"{c} {rule}" if c < LONGEST else f"longest {rule}") for c in CHUNKS]
+        points = [(x, 100 * np.mean([m[2] for m in found[n]["marks"]])) for x, n in names if n in found]
+        left.plot(*zip(*points, strict=True), label=rule, **style)
+        names = [(s, f"1_{s} {rule}" if s != FRACTION else f"longest {rule}") for s in (100, FRACTION, 5)]
+        if rule == KEEP:
+            names = [(1, f"longest {KEEP}")]
+        sizes = [(share_tokens(s) * TOKEN_BYTES / 1e6, n) for s, n in names]
+        points = [(x, 100 * np.mean([m[2] for m in found[n]["marks"]])) for x, n in sizes if n in found]
+        if points:
+            right_.plot(*zip(*points, strict=True), label=rule, **style)
+    left.set(
+        xscale="log",
+        xlabel="frames",
+        ylabel="right answers, %",
+        ylim=(0, 100),
+        title=f"memory fixed at {share_tokens(FRACTION) * TOKEN_BYTES / 1e6:.2f} MB",
+    )
+    right_.set(xscale="log", xlabel="memory, MB", ylim=(0, 100), title=f"{8 * LONGEST:,} frames")
+    left.legend(fontsize=8)
+    for axes in (left, right_):
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(PICTURE)
+
+
+def main() -> None:
+    """See the top of the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("accuracy", "resident", "page", "one"))
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--model", default="nano-ask")
+    parser.add_argument("--only", default="", help="parts whose name holds this")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start no part after this time")
+    args = parser.parse_args()
+    if args.what == "accuracy":
+        accuracy(args.cache, load_asker(args.model), args.only, args.seconds)
+    elif args.what == "resident":
+        resident(args.cache, args.model)
+    elif args.what == "one":
+        one(args.cache, args.model, args.only)
+    else:
+        page(args.cache, load_asker(args.model))
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ Letters: N clips, T frames, H W pixels.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -160,12 +161,12 @@ def render_clip(clip: BenchClip, frames: int = FRAMES, size: int = SIZE) -> np.n
 def load_clips(folder: Path, split: str, count: int, frames: int = FRAMES, size: int = SIZE) -> BenchSet:
     """The first `count` clips of a split, rendered once into a file under `folder` and mapped from there afterwards.
 
-    Rendering takes about 2 ms a clip. A file that another run left half written is not used.
+    Rendering takes about 2 ms a clip. What another process has half written is not used.
     """
     path = folder / f"{VERSION}-{split}-{count}x{frames}x{size}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")
         stored = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, frames, size, size, 3))
         for index in range(count):
             stored[index] = render_clip(draw_clip(split, index), frames, size)

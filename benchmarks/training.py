@@ -12,31 +12,35 @@ samples, with one process preparing them beside the one that trains on one threa
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from tables import machine, table, write_page
 
-from elastivid.recipes import names
+from elastivid.recipes import find, names
 from elastivid.train.checkpoint import LAST, MODEL, load_checkpoint
 from elastivid.train.log import METRICS, TIMING, read_lines
+from elastivid.train.settings import keys
 
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "train"
 WRITTEN = (METRICS, "evaluation.jsonl")
 PARTS = {"pairs": "two small towers", "flux_clip": "flux_clip", "adavid_contrastive": "adavid_contrastive",
          "sharded": "flux_clip, weights spread over them, stopped and resumed"}  # fmt: skip
 LOADED = {
-    "nano": ("nano, scenes rendered as they are needed", ["batch_size=16", "world_steps=4,16", "scenes=1"]),
+    "nano": ("nano, scenes rendered as they are needed", ["batch_size=8", "world_steps=2,8", "scenes=1"]),
     "flux_tune": (
         "flux_tune on flux-bench, clips kept on disk, FluxViT of 128 channels and 4 blocks",
-        ["batch_size=32", "steps=60", "warmup_steps=2", "bench_clips=1400", "evaluated_clips=7",
+        ["batch_size=32", "steps=16", "warmup_steps=2", "bench_clips=1400", "evaluated_clips=7",
          "model.embed_dim=128", "model.depth=4", "model.patch_size=16", "model.num_frames=16", "model.image_size=64",
          "model.pool_heads=4", "model.pool_dim=128", "model.num_heads=4", "token_counts=128,64,32", "frames=8,16,4",
          "sizes=64,64,16", "tokens=128,256"],
@@ -116,45 +120,55 @@ def loading(folder: Path) -> list[list[str]]:
     return rows
 
 
-def smokes(folder: Path) -> list[list[str]]:
-    """Rows on the smoke run of every recipe, in a process of its own on one thread."""
-    rows = []
-    for name in names():
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        changes = ["--set", f"cache={folder / 'smoke-cache'}"] if name not in ("nano",) else []
-        python(
-            "-m", "elastivid", "train", name, "--smoke", "--out", folder / f"smoke-{name}", "--device", "cpu", *changes
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        rows.append([name, f"{time.perf_counter() - began:.1f}", f"{spent:.1f}"])
-        print(rows[-1], flush=True)
-    return rows
+def smoke(folder: Path, name: str) -> list[list[str]]:
+    """A row on the smoke run of a recipe, in a process of its own on one thread."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    cache = ["--set", f"cache={folder / 'cache'}"] if "cache" in keys(find(name).config_class()) else []
+    python("-m", "elastivid", "train", name, "--smoke", "--out", folder / "run", "--device", "cpu", *cache)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return [[name, f"{time.perf_counter() - began:.1f}", f"{spent:.1f}"]]
+
+
+def kept(folder: Path, part: str, measure: Callable[[Path], list[list[str]]]) -> list[list[str]]:
+    """Rows of a part, measured in a folder of its own, or as an interrupted run of this script left them."""
+    file, place = folder / f"{part}.json", folder / part
+    if not file.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        rows = measure(place)
+        file.write_text(json.dumps(rows))
+        print(rows, flush=True)
+    found: list[list[str]] = json.loads(file.read_text())
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-training"), help="emptied first")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-training"), help="removed at the end")
     args = parser.parse_args()
-    shutil.rmtree(args.folder, ignore_errors=True)
-    args.folder.mkdir(parents=True)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    kills = kept(args.folder, "kills", lambda folder: killed(folder, args.kills))
+    together = kept(args.folder, "processes", processes)
+    waits = kept(args.folder, "loading", loading)
+    smoked = [row for name in names() for row in kept(args.folder, f"smoke-{name}", partial(smoke, name=name))]
     write_page(
         "training",
         "# Training: resuming, processes, loading",
         f"{machine('accelerate')} Written by `python benchmarks/training.py`; what it does is in its head.",
         "## Killed and resumed",
-        table(["what", "result"], killed(args.folder, args.kills)),
+        table(["what", "result"], kills),
         "## Two processes with half the batch against one with all of it",
-        table(["what is trained", "steps", "weights apart at most", "losses apart at most"], processes(args.folder)),
+        table(["what is trained", "steps", "weights apart at most", "losses apart at most"], together),
         "Goal: 1e-4. Losses are relative. AdamW turns rounding of tiny gradients into steps of full size, so weights "
         "drift apart faster than losses.",
         "## Waiting for samples",
-        table(["recipe", "seconds per step", "share of waiting"], loading(args.folder)),
+        table(["recipe", "seconds per step", "share of waiting"], waits),
         "Goal: at most 10 %, with one process that prepares samples. On a GPU steps are many times shorter: the share "
         "stays small only with as many of these processes as rendering or decoding needs.",
         "## Smoke runs",
-        table(["recipe", "seconds", "seconds of processor time"], smokes(args.folder)),
+        table(["recipe", "seconds", "seconds of processor time"], smoked),
         "On one thread, from the start of the command to its end; goal: under a minute.",
     )
     shutil.rmtree(args.folder)

@@ -79,6 +79,7 @@ def test_commands_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     code, text, _ = run("train", recipe, "--out", out, "--set", "steps=3,4", "--device", "cpu")
     assert code == 0
     assert "7 steps in" in text
+    assert "accelerate" in json.loads((out / "run.json").read_text())["versions"]
     assert "accuracy" in text
     code, _, errors = run("train", recipe, "--out", out, "--device", "cpu")
     assert (code, "already holds a run; go on with it (--resume)" in errors) == (1, True)

@@ -61,6 +61,8 @@ def run_training(recipe: Recipe, out: Path, *, resume: bool, device: str) -> int
     from elastivid.train.loop import train
 
     main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        print(line_of_start(recipe, out), file=sys.stderr, flush=True)
     with stop_on_signals(main) as stop, show_training() as progress:
         try:
             finished = train(
@@ -78,6 +80,14 @@ def run_training(recipe: Recipe, out: Path, *, resume: bool, device: str) -> int
     if main:
         print("\n".join(lines_of_finished(finished, out)))
     return 128 + (stop.number or 0) if not finished.complete else 0
+
+
+def line_of_start(recipe: Recipe, out: Path) -> str:
+    """What is about to be trained."""
+    config = recipe.config
+    stages = ", ".join(f"{stage.name} {stage.steps} steps" for stage in recipe.stages())
+    length = f"{stages}, spread over {config.minutes:g} minutes" if config.minutes else stages
+    return f"{recipe.name}: {length}; {config.batch_size} samples a step; run in {out}"
 
 
 def lines_of_finished(finished: Finished, out: Path) -> list[str]:

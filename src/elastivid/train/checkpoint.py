@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,6 +76,7 @@ def describe_run(recipe: Recipe) -> dict[str, Any]:
             "elastivid": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
+            "accelerate": version("accelerate"),
             "python": platform.python_version(),
         },
     }

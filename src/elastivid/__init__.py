@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from elastivid.core.point import Runtime as Runtime
     from elastivid.core.point import Sampling as Sampling
     from elastivid.planning.prepare import plan as plan
+    from elastivid.search.classify import classify as classify
     from elastivid.search.filters import Filters as Filters
     from elastivid.search.index import Index as Index
     from elastivid.search.watch import Watch as Watch
@@ -34,6 +35,7 @@ _WHERE = {
     "OperatingPoint": "elastivid.core.point",
     "Runtime": "elastivid.core.point",
     "Sampling": "elastivid.core.point",
+    "classify": "elastivid.search.classify",
     "Filters": "elastivid.search.filters",
     "Index": "elastivid.search.index",
     "Watch": "elastivid.search.watch",

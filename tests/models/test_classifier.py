@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -90,3 +92,20 @@ def test_impossible_configs_are_refused():
         ClassifierConfig(TINY, ("a", "a"))
     with pytest.raises(ValueError, match=r"the encoder has blocks 0 to 2, got \(3,\)"):
         ClassifierConfig(TINY, ("a", "b"), (3,))
+
+
+def test_several_threads_may_run_one_classifier():
+    """Batches of different sizes at the same time: each gets its own features, from a copy as well."""
+    model = classifier(blocks=(0, 1))
+    copied = copy.deepcopy(model)
+    clips = [torch.randn(1 + number % 3, 4, 3, 70, 70) for number in range(24)]
+
+    def both(clip):
+        with torch.inference_mode():
+            return model.features(clip), copied.features(clip)
+
+    alone = [both(clip)[0] for clip in clips]
+    with ThreadPoolExecutor(4) as pool:
+        for wanted, (one, two) in zip(alone, pool.map(both, clips), strict=True):
+            assert torch.allclose(wanted, one, atol=1e-5)
+            assert torch.allclose(wanted, two, atol=1e-5)

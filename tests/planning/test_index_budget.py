@@ -80,7 +80,7 @@ def test_what_was_asked_of_a_new_index_is_kept(videos, tmp_path):
 
 def test_refuses_what_cannot_be_planned(videos, tmp_path):
     index = ev.Index.open(tmp_path / "library.ev")
-    with pytest.raises(BudgetError, match="indexing embeds 8 windows at a time, got batch 3"):
+    with pytest.raises(BudgetError, match="windows are embedded 8 at a time, got batch 3"):
         index.plan(videos, "20x, batch 3")
     assert index._engine_of(index.plan(videos, "20x"), Pipeline)  # what the command line passes for engine "local"
     with pytest.raises(LibraryError, match="leave out either the budget or the engine"):

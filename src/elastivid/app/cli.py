@@ -20,6 +20,7 @@ from elastivid.app.exports import lines_of_exports, write_wanted
 from elastivid.app.model_commands import commands as model_commands
 from elastivid.app.text import lines_of_add
 from elastivid.core.errors import BudgetError, ElastividError, PointError, QuestionError
+from elastivid.evaluate.names import ClassesError
 from elastivid.search.records import QueryError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a path that the terminal cannot show stops nothing
     try:
         app()
-    except (QueryError, PointError, BudgetError, QuestionError) as error:
+    except (QueryError, PointError, BudgetError, QuestionError, ClassesError) as error:
         _fail(error, 2)
     except ElastividError as error:
         _fail(error, 1)

@@ -1,9 +1,10 @@
-"""Commands for people with models: train, eval, convert. `elastivid.app.cli` adds them to its own."""
+"""Commands for people with models: train, eval, replay, classify, convert. `elastivid.app.cli` adds them to its own."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -47,17 +48,31 @@ def train(
 @commands.command("eval")
 def evaluate(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a .py file.")],
-    run: Annotated[Path, typer.Option("--from", help="Folder of a run.")],
+    run: Annotated[Path | None, typer.Option("--from", help="Folder of a run; not for zero_shot.")] = None,
     settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result to this file, for elastivid replay.")] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="An evaluation of under a minute: shows that all works.")
+    ] = False,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint instead of the last.")] = False,
     device: DeviceOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Evaluate a trained model at every operating point of its recipe; writes evaluated.json into the run's folder."""
+    """Evaluate at every operating point: a run by its recipe (into evaluated.json there), or any model by zero_shot."""
+    from elastivid.app.evaluation import lines_of_result, run_evaluation
     from elastivid.app.training import evaluate_run, recipe_for, table, write_json
+    from elastivid.evaluate.protocol import Evaluation
     from elastivid.train.checkpoint import BEST, LAST
 
-    made = recipe_for(recipe, settings or [], smoke=False, run=run)
+    made = recipe_for(recipe, settings or [], smoke=smoke, run=run)
+    if isinstance(made, Evaluation):
+        result = run_evaluation(made, device)
+        if out is not None:
+            result.write(out)
+        print(result.to_json() if as_json else "\n".join(lines_of_result(result, out)))
+        return
+    if run is None:
+        raise typer.BadParameter(f"{recipe} evaluates what it trained: give --from FOLDER of a run")
     values = evaluate_run(made, run / (BEST if best else LAST), device)
     write_json(run / "evaluated.json", values)
     print(json.dumps(values, indent=2) if as_json else "\n".join([*table(values["rows"]), f"{run / 'evaluated.json'}"]))
@@ -78,3 +93,85 @@ def convert(
 
     done = run_convert(checkpoint, address, out, settings or [], key=key, licence=licence)
     print(json.dumps(values_of_report(*done), indent=2) if as_json else "\n".join(lines_of_report(*done)))
+
+
+@commands.command()
+def replay(
+    result: Annotated[Path, typer.Argument(help="A file that elastivid eval --out wrote.")],
+    data: Annotated[Path | None, typer.Option(help="Where the data lie now.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the weights lie now.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the new result to this file.")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Run an evaluation again and compare: rows and predictions. Exit code 1 when anything differs by over 1e-6."""
+    from elastivid.app.evaluation import again, lines_of_replay, run_evaluation
+    from elastivid.evaluate.result import Result
+
+    before = Result.read(result)
+    now = run_evaluation(again(before, data, model), device)
+    if out is not None:
+        now.write(out)
+    lines, same = lines_of_replay(before, now)
+    print("\n".join(lines))
+    if not same:
+        raise typer.Exit(1)
+
+
+@commands.command()
+def classify(
+    sources: Annotated[list[str], typer.Argument(metavar="FILES...", help="Videos, or folders of them.")],
+    model: Annotated[
+        str, typer.Option(help="nano, a weights file, hf:organisation/repository, or what a fine-tuning run exported.")
+    ] = "nano",
+    labels: Annotated[Path | None, typer.Option(help="File with a name of a class on each line.")] = None,
+    classes: Annotated[str | None, typer.Option(help='Names of classes: "a dog, a cat, a street".')] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help='Sentence around a name, such as "a film of {}"; may be given several times.'),
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="What may be spent, such as 20x or 1gmacs; see plan.")] = None,
+    top: Annotated[int, typer.Option(help="How many classes of each file.", min=1)] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    limit_seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="Stop reading a file after this time [default: 14400].")
+    ] = None,
+    limit_memory: Annotated[
+        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 4096].")
+    ] = None,
+    allow_download: Annotated[
+        bool, typer.Option("--allow-download", help="Fetch an hf: model that is not in the local cache.")
+    ] = False,
+) -> None:
+    """Say what videos show: by names you give (nano and other dual encoders), or by those a model was trained for."""
+    from elastivid.app.classify import lines_of_classes, values_of_classes
+    from elastivid.app.engines import limits_of
+    from elastivid.app.interrupts import interruptible
+    from elastivid.app.progress import show_measuring, show_progress
+    from elastivid.evaluate.names import read_names, split_names
+    from elastivid.search.classify import classify as run
+    from elastivid.search.classify import plan_for_classes
+
+    if labels is not None and classes is not None:
+        raise typer.BadParameter("give --labels or --classes, not both")
+    names = read_names(labels) if labels is not None else split_names(classes) if classes is not None else ()
+    plan = None
+    if budget is not None:
+        from elastivid.app.plan import line_of_index_plan
+
+        with interruptible("nothing was classified yet"), show_measuring() as measuring:
+            plan = plan_for_classes(sources, model, budget, measuring)
+        print(line_of_index_plan(plan), file=sys.stderr if as_json else sys.stdout)
+    with interruptible("nothing was kept"), show_progress() as progress:
+        found = run(
+            sources,
+            names,
+            model=model,
+            prompts=prompt,
+            plan=plan,
+            limits=limits_of(limit_seconds, limit_memory),
+            allow_download=allow_download,
+            progress=progress,
+        )
+    print(json.dumps(values_of_classes(found, top), indent=2) if as_json else "\n".join(lines_of_classes(found, top)))
+    if not any(len(file.probabilities) for file in found.files):
+        raise typer.Exit(1)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -90,6 +91,8 @@ class ClipClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.encoder: VideoEncoder = config.encoder.build()
+        for block in config.blocks:
+            self._blocks()[block].register_forward_hook(_keep)
         width = config.encoder.embed_dim
         self.sizes = [self._embedding_dim(), width] + [width] * (3 * len(config.blocks))
         total = sum(self.sizes)
@@ -134,14 +137,13 @@ class ClipClassifier(nn.Module):
         """What the head reads, float32 (B, F); see `forward`."""
         if state is not None:
             raise PointError("a classifier has no streaming state; pass state=None")
-        read: dict[int, list[Tensor]] = {block: [] for block in self.config.blocks}
         blocks = self._blocks()
-        hooks = [blocks[block].register_forward_hook(_keep(read[block])) for block in read]
+        read: dict[nn.Module, list[Tensor]] = {blocks[block]: [] for block in self.config.blocks}
+        reading = _READING.set(read)
         try:
             out = self.encoder(video, point=point)
         finally:
-            for hook in hooks:
-                hook.remove()
+            _READING.reset(reading)
         assert out.tokens is not None
         prefix, earlier = out.tokens.num_prefix, _earlier(out.tokens)
         parts = [out.embedding, out.tokens.x[:, prefix:].mean(dim=1)]
@@ -175,11 +177,14 @@ class ClipClassifier(nn.Module):
         raise TypeError(f"{type(config).__name__} names no size of its embedding")
 
 
-def _keep(into: list[Tensor]) -> Any:
-    def hook(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        into.append(output)
+# what the forward pass under way in this thread reads: several threads may run one model
+_READING: ContextVar[dict[nn.Module, list[Tensor]] | None] = ContextVar("reading", default=None)
 
-    return hook
+
+def _keep(module: nn.Module, arguments: Any, output: Tensor) -> None:
+    read = _READING.get()
+    if read is not None and module in read:
+        read[module].append(output)
 
 
 def _earlier(tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -51,11 +51,7 @@ class TwoTowers(DualEncoder):
     @property
     def weights_id(self) -> str:
         """First 16 hexadecimal digits of the hash of every tensor, its name included."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return hash_of_tensors(self)
 
     @property
     def space_id(self) -> str:
@@ -129,3 +125,12 @@ class TwoTowers(DualEncoder):
         point.require_axes(self.supported_axes, type(self).__name__)
         cost: Cost = self.config.video.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
         return cost
+
+
+def hash_of_tensors(module: nn.Module) -> str:
+    """First 16 hexadecimal digits of the hash of every tensor of a module, its name included."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

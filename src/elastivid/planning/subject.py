@@ -156,9 +156,13 @@ class Subject:
 
     def build(self) -> VideoEncoder | DualEncoder:
         """The model in evaluation mode: with its weights where the address names some, else untrained."""
+        from elastivid.weights.classifier import is_classifier, load_classifier
         from elastivid.weights.load import build, load
 
-        model = load(self.address) if self.has_weights else build(self.address)
+        if not self.has_weights:
+            model: Any = build(self.address)
+        else:
+            model = load_classifier(self.address).encoder if is_classifier(self.address) else load(self.address)
         return cast("VideoEncoder | DualEncoder", model.eval())
 
 
@@ -185,17 +189,21 @@ def describe(address: str) -> Subject:
 
 
 def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
-    """The subject of a dual encoder's file."""
+    """The subject of the file of a dual encoder or of a classifier, whose head costs next to nothing."""
+    from elastivid.weights.classifier import FAMILY, config_of
     from elastivid.weights.load import DUALS, family_of
 
     try:
-        family = family_of(metadata)
-        kind = getattr(importlib.import_module(f"elastivid.models.{family}"), DUALS[family])
-        config = kind.config_class.from_dict(metadata["config"]).video
+        if metadata.get("family") == FAMILY:
+            config: Any = config_of(metadata).encoder
+        else:
+            family = family_of(metadata)
+            kind = getattr(importlib.import_module(f"elastivid.models.{family}"), DUALS[family])
+            config = kind.config_class.from_dict(metadata["config"]).video
         subject = _from_config(address, config)
         widths = tuple(sorted({int(w) for w in metadata.get("trained_widths", ())} | {subject.full_width}))
         tokens = [int(count) for count in metadata.get("trained_tokens", ())]
-        own = metadata.get("weights_id", metadata["space_id"])
+        own = metadata.get("weights_id") or metadata.get("space_id")
         fronts = tuple(_front(row) for row in metadata.get("fronts", ()) if row["weights"] == own)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(

@@ -32,6 +32,7 @@ from elastivid.search.store import Settings, Store
 from elastivid.search.words import Words
 from elastivid.weights.hub import UNKNOWN_LICENCE, is_hub
 from elastivid.weights.licence import ANY, require_licence
+from elastivid.weights.usual import usual
 
 if TYPE_CHECKING:
     from elastivid.core.budget import Budget
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from elastivid.video.source import Limits
 
 DEFAULT_MODEL = "nano"
-DEFAULT_POINT = OperatingPoint(tokens=256)
-HUB_FRAMES = 4  # of a window, each seen alone by a model of the hub, whole
 
 
 class Encoder(Protocol):
@@ -520,17 +519,13 @@ class Index:
         from elastivid.models.base import DualEncoder
 
         model = self._encoder.name if self._wanted.encoder is not None else self._model_name
-        usual, full = Sampling(), DEFAULT_POINT
+        plain, full = usual(self._encoder)
         if is_hub(model):
-            usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
-            full, model = OperatingPoint(), self._encoder.name
-        elif isinstance(self._encoder, DualEncoder) and "tokens" not in self._encoder.supported_axes:
-            usual = Sampling(frames=HUB_FRAMES, size=self._encoder.transform.size)
-            full = OperatingPoint()
+            model = self._encoder.name
         if before is not None:
             length, stride = before.sampling.window_seconds, before.sampling.stride_seconds
-            usual = replace(usual, window_seconds=length, stride_seconds=stride, decode=before.sampling.decode)
-        sampling, point = self._wanted.sampling or usual, self._wanted.point or full
+            plain = replace(plain, window_seconds=length, stride_seconds=stride, decode=before.sampling.decode)
+        sampling, point = self._wanted.sampling or plain, self._wanted.point or full
         return Settings(
             model=os.path.abspath(os.path.expanduser(model)) if model.endswith(".safetensors") else model,
             space_id=self._encoder.space_id,

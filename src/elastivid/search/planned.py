@@ -27,7 +27,7 @@ from elastivid.search.library import find_videos
 from elastivid.search.reading import Reading
 
 if TYPE_CHECKING:
-    from elastivid.core.point import OperatingPoint
+    from elastivid.core.point import OperatingPoint, Sampling
     from elastivid.search.index import Encoder, Index
 
 PROBED = 8
@@ -65,25 +65,13 @@ def plan_for_index(
         BudgetError: nothing keeps the budget, or the budget states a batch that indexing does not have.
         UnknownNameError, PlanError: the model cannot be planned.
     """
-    if budget.batch not in (None, BATCH_WINDOWS):
-        raise BudgetError(f"indexing embeds {BATCH_WINDOWS} windows at a time, got batch {budget.batch}; leave it out")
     if index._wanted.encoder is not None:
         raise BudgetError("a budget needs a model that is named, not an encoder object; pass its sampling and point")
     made_with = index.settings if index._store.exists else None
-    way = Runtime(threads=1, batch=BATCH_WINDOWS, workers=ENCODER_THREADS)
     sampling = made_with.sampling if made_with else index._wanted.sampling
     point = made_with.point if made_with else index._wanted.point
-    fixed = Fixed(sampling=sampling is not None, size=True, point=point, way=way)
-    planner = planner_for(
-        describe(index._model_name),
-        budget,
-        sampling=sampling,
-        source=typical_source(roots),
-        fixed=fixed,
-        progress=progress,
-    )
     try:
-        return planner.plan(budget)
+        return plan_for_files(index._model_name, roots, budget, sampling=sampling, point=point, progress=progress)
     except BudgetError as error:
         if made_with is None:
             raise
@@ -91,6 +79,38 @@ def plan_for_index(
             f"{error}; the index was made with these frames and tokens, and only precision is left to choose: allow "
             "more, or index into another path"
         ) from error
+
+
+def plan_for_files(
+    model: str,
+    roots: list[str],
+    budget: Budget,
+    *,
+    sampling: Sampling | None = None,
+    point: OperatingPoint | None = None,
+    progress: Callable[[float, float, str], None] | None = None,
+) -> Plan:
+    """The plan within `budget` for windows of the videos under `roots`, embedded side by side as a `Pipeline` does.
+
+    Args:
+        model: address.
+        roots: files and folders; they tell what decoding costs.
+        budget: what may be spent on a window.
+        sampling, point: fixed where they are given.
+        progress: called while measuring.
+
+    Raises:
+        BudgetError: nothing keeps the budget, or it states a batch that a pipeline does not have.
+        UnknownNameError, PlanError: the model cannot be planned.
+    """
+    if budget.batch not in (None, BATCH_WINDOWS):
+        raise BudgetError(f"windows are embedded {BATCH_WINDOWS} at a time, got batch {budget.batch}; leave it out")
+    way = Runtime(threads=1, batch=BATCH_WINDOWS, workers=ENCODER_THREADS)
+    fixed = Fixed(sampling=sampling is not None, size=True, point=point, way=way)
+    planner = planner_for(
+        describe(model), budget, sampling=sampling, source=typical_source(roots), fixed=fixed, progress=progress
+    )
+    return planner.plan(budget)
 
 
 def typical_source(roots: list[str]) -> Source:

@@ -10,17 +10,20 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from elastivid.models.classifier import ClipClassifier
 from elastivid.models.towers import TwoTowers
 from elastivid.train.checkpoint import MODEL
 from elastivid.train.recipe import Recipe
+from elastivid.weights.classifier import save_classifier
 from elastivid.weights.load import save
 
 
 def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
     """Write what `recipe.exported` returns to `model.safetensors` and return its path.
 
-    A dual encoder becomes a file that `elastivid.load` reads; its weights are rounded to half precision there. Any
-    other model is written in its own precision with its config beside it.
+    A dual encoder becomes a file that `elastivid.load` reads; its weights are rounded to half precision there. A
+    classifier becomes a file that `elastivid classify` reads. Any other model is written in its own precision with its
+    config beside it.
 
     Args:
         recipe: says what to export and what it was.
@@ -40,6 +43,9 @@ def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
     path, address = folder / MODEL, f"{recipe.name}@{step}"
     if isinstance(model, TwoTowers):
         save(model, path, address=address, licence=exported.licence, card=card, measured=dict(exported.measured))
+        return path
+    if isinstance(model, ClipClassifier):
+        save_classifier(model, path, address=address, licence=exported.licence, card=card)
         return path
     config = getattr(model, "config", None)
     metadata = {

@@ -15,6 +15,7 @@ from elastivid.layers.embed import PatchEmbed, patch_coordinates, patchify
 from elastivid.layers.norm import RMSNorm, norm_linear
 from elastivid.layers.pool import AttentionPool
 from elastivid.layers.position import resize_table, sincos, sincos_3d
+from elastivid.layers.vit import through_blocks
 
 
 def randn(*shape, seed=0):
@@ -195,3 +196,19 @@ def test_heads_must_divide_channels(module):
     arguments = (10, 3) if module is Attention else (10, 3, 4)
     with pytest.raises(ValueError, match="divisible by num_heads, got 10 and 3"):
         module(*arguments)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_block_that_is_not_there_cannot_be_tapped(monkeypatch, rows):
+    monkeypatch.setattr("elastivid.layers.vit.ROWS_AT_ONCE", 4)
+    blocks = torch.nn.ModuleList([EchoBlock(), EchoBlock()])
+    with torch.no_grad():
+        _, kept = through_blocks(blocks, torch.ones(rows, 4, 2), taps=(1,))
+        assert torch.equal(kept[1], torch.full((rows, 4, 2), 4.0))
+        with pytest.raises(ValueError, match=r"from 0 to 1, got \[2\]"):
+            through_blocks(blocks, torch.ones(rows, 4, 2), taps=(0, 2))
+
+
+class EchoBlock(torch.nn.Module):
+    def forward(self, x, sizes=None):
+        return 2 * x

@@ -13,6 +13,7 @@ from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, Weig
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.planning import profile as profiles
 from elastivid.planning.meter import RealMeter
+from elastivid.planning.prepare import read_now
 from elastivid.planning.profile import (
     Profile,
     grid_points,
@@ -275,3 +276,13 @@ def test_reading_is_measured_for_real_and_kept(monkeypatch):
     save_reading(reading)
     assert load_reading() == reading
     assert isinstance(load_reading(), Reading)
+
+
+def test_what_cannot_be_kept_is_still_used(monkeypatch):
+    def fail(reading):
+        raise PermissionError("the disk is read-only")
+
+    monkeypatch.setattr("elastivid.planning.prepare.measure_reading", lambda progress: fake_reading())
+    monkeypatch.setattr("elastivid.planning.prepare.save_reading", fail)
+    with pytest.warns(UserWarning, match=r"could not be kept \(the disk is read-only\).*ELASTIVID_CACHE"):
+        assert read_now() == fake_reading()

@@ -161,7 +161,13 @@ def through_blocks(
 
     Returns:
         (B, N, d of the last block), and a dict of the same by block number.
+
+    Raises:
+        ValueError: there is no such block to tap.
     """
+    unknown = [number for number in taps if not 0 <= number < len(blocks)]
+    if unknown:
+        raise ValueError(f"taps are numbers of blocks, from 0 to {len(blocks) - 1}, got {unknown}")
     at_once = max(1, ROWS_AT_ONCE // x.shape[1])
     if x.is_cpu and not torch.is_grad_enabled() and at_once < len(x):
         parts = zip(x.split(at_once), [None] * len(x) if sizes is None else sizes.split(at_once), strict=False)

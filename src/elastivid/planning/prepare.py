@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 
 from elastivid.core.budget import Budget
@@ -90,12 +91,24 @@ def profile_now(subject: Subject, *, seconds: float = SECONDS, progress: Progres
 
     ways = ways_of_running(torch.get_num_threads(), os.cpu_count())
     profile = measure(subject, RealMeter(subject), runtimes=ways, seconds=seconds, progress=progress)
-    save_profile(profile)
+    _keep(lambda: save_profile(profile))
     return profile
 
 
 def read_now(progress: Progress | None = None) -> Reading:
     """Measure what reading video costs on this machine and keep the result."""
     reading = measure_reading(progress)
-    save_reading(reading)
+    _keep(lambda: save_reading(reading))
     return reading
+
+
+def _keep(save: Callable[[], object]) -> None:
+    """Save what was measured; where the cache folder cannot be written, say so and go on with it."""
+    try:
+        save()
+    except OSError as error:
+        warnings.warn(
+            f"what was measured could not be kept ({error}), so it will be measured again next time; name a folder "
+            "that can be written with ELASTIVID_CACHE",
+            stacklevel=3,
+        )

@@ -45,13 +45,13 @@ SHARED: dict[str, Any] = {
     "short_side": 128,
     "kept_frames": 16,
     "blocks": (3,),
-    "tokens": (64, 128, 192),
+    "tokens": (64, 96, 128),
     "test_views": 2,
     "precision": "bfloat16",
 }
 PROBE = LinearProbeConfig(train_views=1, steps=600, save_every=600, **SHARED)
 TUNE = FinetuneConfig(
-    epochs=14.0,
+    epochs=8.0,
     learning_rate=1e-3,
     layer_decay=1.0,
     save_every=50,

@@ -163,46 +163,50 @@ def classical(args: argparse.Namespace) -> None:
     print(f"{100 * (predicted == labels).mean():.1f} %, {milliseconds:.0f} ms a clip")
 
 
-def gathered(args: argparse.Namespace, kind: str) -> tuple[np.ndarray, list[int], list[float], float]:
-    """Hits (points, N) of a recipe over all folds, tokens and GMACs of its points, seconds of training a fold."""
-    entries = read_entries(args.labelled)
+def gathered(args: argparse.Namespace, kind: str, entries: list[Entry]) -> dict[str, Any] | None:
+    """What a recipe predicted for the folds that are done: hits (points, N), which clips, costs; None without any."""
     row_of = {str(e.path.relative_to(args.labelled)): i for i, e in enumerate(entries)}
-    hits: np.ndarray | None = None
-    seconds = []
-    for fold in range(FOLDS):
-        kept = json.loads((args.out / f"{kind}-{fold}.json").read_text())
-        hits = np.zeros((len(kept["points"]), len(entries))) if hits is None else hits
-        rows = [row_of[path] for path in kept["paths"]]
-        names = np.array(kept["classes"])[np.array(kept["predicted"])]  # (points, n)
+    files = [file for fold in range(FOLDS) if (file := args.out / f"{kind}-{fold}.json").is_file()]
+    if not files:
+        return None
+    kept = [json.loads(file.read_text()) for file in files]
+    hits, scored = np.zeros((len(kept[0]["points"]), len(entries))), np.zeros(len(entries), dtype=bool)
+    for fold in kept:
+        rows = [row_of[path] for path in fold["paths"]]
+        names = np.array(fold["classes"])[np.array(fold["predicted"])]  # (points, n)
         hits[:, rows] = names == np.array([entries[row].label for row in rows])
-        seconds.append(kept["seconds"])
-    assert hits is not None
-    return hits, kept["points"], kept["gmacs"], float(np.mean(seconds))
+        scored[rows] = True
+    seconds = float(np.mean([fold["seconds"] for fold in kept]))
+    costs = list(zip(kept[0]["points"], kept[0]["gmacs"], strict=True))
+    return {"hits": hits, "scored": scored, "costs": costs, "seconds": seconds, "folds": len(files)}
 
 
 def page(args: argparse.Namespace) -> None:
     """Write docs/benchmarks/actions.md."""
     entries = read_entries(args.labelled)
-    labels, sources = [e.label for e in entries], [e.source for e in entries]
-    folds = folds_by_size(entries, FOLDS)
+    labels, sources = [e.label for e in entries], np.array([e.source for e in entries])
+    first = folds_by_size(entries, FOLDS) == 0
     kept = json.loads((args.out / "classical.json").read_text())
     base = np.array([p == label for p, label in zip(kept["predicted"], labels, strict=True)], dtype=float)
     name = "gradient + flow histograms, linear SVM"
     rows = [["chance", "-", "-", f"{100 / len(set(labels)):.1f} %", "-", "-"]]
-    rows.append([name, "-", "-", str(bootstrap(base, sources)), "-", f"{100 * base[folds == 0].mean():.1f} %"])
+    rows.append([name, "-", "-", str(bootstrap(base, sources)), "-", f"{100 * base[first].mean():.1f} %"])
     notes = []
     for kind, title in (("probe", "nano v2 frozen, linear probe"), ("tune", "nano v2 fine-tuned")):
-        if not all((args.out / f"{kind}-{fold}.json").is_file() for fold in range(FOLDS)):
+        found = gathered(args, kind, entries)
+        if found is None:
             continue
-        hits, tokens, gmacs, seconds = gathered(args, kind)
-        notes.append(f"{title}: {seconds:.0f} s of one core a fold.")
-        for hit, count, cost in sorted(zip(hits, tokens, gmacs, strict=True), key=lambda r: r[2]):
-            against = paired_bootstrap(base, hit, sources)
-            share = str(bootstrap(hit, sources))
-            rows.append(
-                [title, str(count), f"{cost:.2f}", share, str(against), f"{100 * hit[folds == 0].mean():.1f} %"]
-            )
-    sizes = ", ".join(str(int((folds == k).sum())) for k in range(FOLDS))
+        part = found["scored"]
+        notes.append(
+            f"{title}: {found['folds']} of {FOLDS} folds, {part.sum()} clips (the difference is taken on these), "
+            f"{found['seconds']:.0f} s of one core a fold."
+        )
+        for hit, (count, cost) in zip(found["hits"], found["costs"], strict=True):
+            share = str(bootstrap(hit[part], sources[part]))
+            against = str(paired_bootstrap(base[part], hit[part], sources[part]))
+            alone = f"{100 * hit[first].mean():.1f} %" if part[first].all() else "-"
+            rows.append([title, str(count), f"{cost:.2f}", share, against, alone])
+    sizes = ", ".join(str(n) for n in np.bincount(folds_by_size(entries, FOLDS)))
     write_page(
         "actions",
         "# Real actions, five folds by source film",
@@ -211,8 +215,8 @@ def page(args: argparse.Namespace) -> None:
         f"part of HMDB51). Films are never split; folds hold {sizes} clips and every clip is predicted once, by a "
         "model that saw none of its film. Brackets: 95 % of 10,000 resamplings of whole films. GMACs are "
         "those of all test views of a clip. The classical row reads 16 frames a clip and takes "
-        f"{kept['milliseconds']:.0f} ms; nano reads {TUNE.frames} frames of {TUNE.size} pixels per view. "
-        + " ".join(notes),
+        f"{kept['milliseconds']:.0f} ms; nano reads {TUNE.frames} frames of {TUNE.size} pixels per view. Training: "
+        f"{TUNE.epochs:g} epochs. " + " ".join(notes),
         "Settings were chosen on an inner split of the training side of fold 0 and then used for all folds, so fold 0 "
         "is the one that no choice has seen; it stands in the last column.",
         table(["model", "tokens", "GMACs", "top-1", "against the classical row", "fold 0"], rows),

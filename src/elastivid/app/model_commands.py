@@ -1,4 +1,4 @@
-"""Commands for people with models: train, eval, replay, classify, convert. `elastivid.app.cli` adds them to its own."""
+"""Commands for people with models: train, eval, replay, classify, convert, optimize. `app.cli` adds them to its own."""
 
 from __future__ import annotations
 
@@ -175,3 +175,33 @@ def classify(
     print(json.dumps(values_of_classes(found, top), indent=2) if as_json else "\n".join(lines_of_classes(found, top)))
     if not any(len(file.probabilities) for file in found.files):
         raise typer.Exit(1)
+
+
+@commands.command()
+def optimize(
+    model: Annotated[str, typer.Argument(help="nano, a weights file, or the file of a classifier.")],
+    data: Annotated[str, typer.Argument(help="What to score on; world: rendered scenes.")],
+    tokens: Annotated[int, typer.Option(help="Tokens to keep of every clip.", min=1)],
+    frames: Annotated[str, typer.Option(help="Frames to try: 4,8,12 or first:last:step.")] = "4:16:4",
+    sizes: Annotated[str, typer.Option(help="Sides in pixels to try.")] = "56:224:28",
+    widths: Annotated[str, typer.Option(help="Widths to try; 0 for the full one.")] = "0",
+    search: Annotated[str, typer.Option(help="exhaustive, or climb: fewer points, from the unmasked grid.")] = "climb",
+    scenes: Annotated[int, typer.Option(help="Scenes per attribute, for world.", min=1)] = 100,
+    limit: Annotated[int | None, typer.Option(help="Most clips of a list.", min=2)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the surface to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Find the frames and size to take a number of tokens from. What was measured is kept; run it again to go on."""
+    from elastivid.app import optimize as shown
+    from elastivid.planning.optimize import Kept, Space
+    from elastivid.planning.optimize import optimize as search_best
+
+    space = Space(
+        shown.numbers_of(frames, "frames"), shown.numbers_of(sizes, "sizes"), shown.numbers_of(widths, "widths")
+    )
+    kept = Kept(shown.scorer_of(model, data, space, scenes=scenes, limit=limit), progress=shown.say_point)
+    found = search_best(kept, space, tokens, search=search)
+    if plot is not None:
+        shown.draw_surface(found, plot)
+    text = "\n".join(shown.lines_of_optimum(found, kept.measured))
+    print(json.dumps(shown.values_of_optimum(found), indent=2) if as_json else text)

@@ -73,7 +73,6 @@ def render_choice(choice: Choice, sampling: Sampling) -> np.ndarray:
     return render_frames(choice.scene, times, sampling.size)
 
 
-@torch.inference_mode()
 def accuracy(
     model: DualEncoder,
     choices: Sequence[Choice],
@@ -91,15 +90,29 @@ def accuracy(
         points: what it spends on a clip.
         batch: clips that are encoded together.
     """
-    hits = [0] * len(points)
+    return [float(right.mean()) for right in hits(model, choices, sampling, points, batch=batch)]
+
+
+@torch.inference_mode()
+def hits(
+    model: DualEncoder,
+    choices: Sequence[Choice],
+    sampling: Sampling,
+    points: Sequence[OperatingPoint],
+    *,
+    batch: int = 8,
+) -> np.ndarray:
+    """Which scenes' own caption is nearest, bool (points, scenes); arguments as for `accuracy`."""
+    found = np.zeros((len(points), len(choices)), dtype=bool)
     transform = replace(model.transform, size=sampling.size)
     for start in range(0, len(choices), batch):
         part = choices[start : start + batch]
         frames = np.stack([render_choice(choice, sampling) for choice in part])  # (B, T, H, W, 3)
         video = transform(frames.reshape(-1, *frames.shape[2:])).unflatten(0, frames.shape[:2])  # (B, T, 3, H, W)
         texts = [model.embed_texts(choice.captions) for choice in part]  # each (C, D)
-        video = video.to(texts[0].device)
         for number, point in enumerate(points):
             clips = model.embed_clips(video, point=point)  # (B, D)
-            hits[number] += sum(int((t @ clip).argmax() == 0) for t, clip in zip(texts, clips, strict=True))
-    return [count / len(choices) for count in hits]
+            found[number, start : start + batch] = [
+                int((t @ clip).argmax()) == 0 for t, clip in zip(texts, clips, strict=True)
+            ]
+    return found

@@ -272,3 +272,13 @@ def test_clips_of_different_length_share_a_batch(model):
         alone = model.encode(replace(short, grid=(8, 5, 5)), OperatingPoint())
         whole = model(video[1:])
     assert torch.allclose(both.embedding, torch.cat([alone.embedding, whole.embedding]), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_tapped_streams_belong_to_the_same_forward_pass(model):
+    tokens = model.embed(clip())
+    out, streams = model.tapped(tokens, [0, 2])
+    whole = model.encode(tokens, OperatingPoint())
+    assert torch.allclose(out.embedding, whole.embedding, atol=1e-6)
+    assert torch.equal(streams[1], whole.tokens.x)
+    assert streams[0].shape == streams[1].shape

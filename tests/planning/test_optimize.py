@@ -142,3 +142,14 @@ def test_the_command_searches_resumes_and_draws(tmp_path, monkeypatch):
     again = CliRunner().invoke(app, [*arguments, "--search", "exhaustive", "--json"], catch_exceptions=False)
     assert len(json.loads(again.stdout)["rows"]) == 4
     assert len(list((Path(tmp_path) / "cache" / "optimize").iterdir())) == 1
+
+
+def test_labelled_clips_of_a_folder(tmp_path, monkeypatch):
+    from elastivid.recipes._labelled import smoke_data
+
+    monkeypatch.setenv("ELASTIVID_CACHE", str(tmp_path / "cache"))
+    folder = smoke_data(tmp_path / "actions")
+    arguments = ["optimize", "nano", str(folder), "--tokens", "16", "--frames", "4", "--sizes", "28,56"]
+    done = CliRunner().invoke(app, [*arguments, "--limit", "6"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "others chose" in done.stdout

@@ -180,7 +180,7 @@ def classify(
 @commands.command()
 def optimize(
     model: Annotated[str, typer.Argument(help="nano, a weights file, or the file of a classifier.")],
-    data: Annotated[str, typer.Argument(help="What to score on; world: rendered scenes.")],
+    data: Annotated[str, typer.Argument(help="List or folder of labelled clips, or world: rendered scenes.")],
     tokens: Annotated[int, typer.Option(help="Tokens to keep of every clip.", min=1)],
     frames: Annotated[str, typer.Option(help="Frames to try: 4,8,12 or first:last:step.")] = "4:16:4",
     sizes: Annotated[str, typer.Option(help="Sides in pixels to try.")] = "56:224:28",

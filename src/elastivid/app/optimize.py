@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,7 @@ def scorer_of(model: str, data: str, space: Space, *, scenes: int, limit: int | 
         scenes: per attribute, for "world".
         limit: most clips, evenly taken from the list; `None` for all.
     """
-    from elastivid.evaluate.scoring import WorldChoices
+    from elastivid.evaluate.scoring import LabelledChoices, WorldChoices
     from elastivid.models.towers import TwoTowers
     from elastivid.weights.load import load
 
@@ -51,7 +52,31 @@ def scorer_of(model: str, data: str, space: Space, *, scenes: int, limit: int | 
         if not isinstance(dual, TwoTowers):
             raise PlanError(f"{model} cannot be asked about rendered scenes; take a dual encoder of ours, such as nano")
         return WorldChoices(dual, scenes)
-    raise PlanError(f"only rendered scenes can be optimized on by this command yet: give {WORLD!r}, got {data!r}")
+    from elastivid.data.augment import Augmentation
+    from elastivid.data.cache import ClipCache
+    from elastivid.data.clips import ClipReading, Clips
+    from elastivid.data.listing import read_entries
+    from elastivid.data.quarantine import Quarantine
+    from elastivid.data.sampling import Segments
+    from elastivid.evaluate.classifiers import open_classifier
+    from elastivid.evaluate.names import Names, spoken
+    from elastivid.planning.profile import cache_folder
+    from elastivid.weights.classifier import is_classifier
+
+    entries = [entry for entry in read_entries(Path(data)) if entry.label]
+    if not entries:
+        raise PlanError(f"no clip of {data} has a label; accuracy needs them")
+    entries = entries[:: max(1, len(entries) // limit)][:limit] if limit else entries
+    folder = cache_folder() / "clips"
+    folder.mkdir(parents=True, exist_ok=True)
+    reading = ClipReading(Segments(), Augmentation(), max(space.sizes), max(32, max(space.frames)))
+    quarantine = Quarantine(folder / "quarantine.jsonl", len(entries), 0.05)
+    clips = Clips(entries, reading, quarantine, cache=ClipCache(folder, 20 << 30))
+    names = Names() if is_classifier(model) else Names(tuple(spoken(label) for label in clips.classes))
+    key = "|".join(f"{entry.path}:{entry.path.stat().st_size}" for entry in entries if entry.path.is_file())
+    classifier = open_classifier(model, names)
+    called = None if is_classifier(model) else spoken
+    return LabelledChoices(classifier, clips, hashlib.sha256(key.encode()).hexdigest()[:16], called=called)
 
 
 def lines_of_optimum(found: Optimum, measured: int) -> list[str]:

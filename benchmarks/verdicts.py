@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from miniature import COUNTS, FEW_STEPS, FEW_TOKENS, FIXED, METHODS, TEST_CLIPS, WIDTHS, Spot
-from reproduction import BASES, FINE_COUNTS, OPTIMIZED, SCHEDULES, SEEDS, THIRD, config_of, hits_of, planned
+from reproduction import BASES, FINE_COUNTS, OPTIMIZED, SCHEDULES, THIRD, config_of, hits_of, planned
 from tables import machine, table, write_page
 
 from elastivid.data.fluxbench import TASKS, VERSION
-from elastivid.evaluate.statistics import Interval, bootstrap, paired_bootstrap
+from elastivid.evaluate import statistics
+from elastivid.evaluate.statistics import Comparison, Interval
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 BENCH_PAGE = Path(__file__).resolve().parents[1] / "docs" / "flux-bench.md"
 BEGIN, END = "<!-- axes: written by benchmarks/reproduction.py page -->", "<!-- end of axes -->"
+RESAMPLES = 2000  # of a bootstrap; a draw costs as much as there are clips
 BUDGETS = (0.03, 0.045, 0.065, 0.095, 0.14)  # GMACs per clip
 Row = dict[str, Any]
 Runs = dict[str, list[dict[str, Any]]]
@@ -36,6 +39,10 @@ NAMES = {
     "width-sampled": "width-sampled", "width-decreasing": "width-sampled, never growing",
     "half-width": "trained at half width only",
 }  # fmt: skip
+
+
+bootstrap = partial(statistics.bootstrap, resamples=RESAMPLES)
+paired_bootstrap = partial(statistics.paired_bootstrap, resamples=RESAMPLES)
 
 
 def load_runs(folder: Path) -> Runs:
@@ -48,15 +55,19 @@ def load_runs(folder: Path) -> Runs:
     return runs
 
 
-def common(runs: Runs, methods: Iterable[str]) -> tuple[Runs, str]:
-    """The runs of those `methods` that have any, cut down to the seeds that all of these have; and a line that says so.
+def common(runs: Runs, methods: Iterable[str]) -> Runs:
+    """The runs of those `methods` that have any, cut down to the seeds that all of these have.
 
     Comparing methods over different seeds would compare the seeds.
     """
     present = [method for method in methods if method in runs]
     seeds = set.intersection(*({run["seed"] for run in runs[method]} for method in present))
-    cut = {method: [run for run in runs[method] if run["seed"] in seeds] for method in present}
-    return cut, f"Seeds {', '.join(map(str, sorted(seeds)))}."
+    return {method: [run for run in runs[method] if run["seed"] in seeds] for method in present}
+
+
+def seeds_of(runs: Runs, method: str) -> str:
+    """Seeds of a method's runs."""
+    return ", ".join(str(run["seed"]) for run in runs[method])
 
 
 def row_at(run: dict[str, Any], spot: Spot) -> Row:
@@ -122,22 +133,23 @@ def _drop(run: dict[str, Any], how: str) -> np.ndarray:
 
 def flux_tables(runs: Runs) -> list[str]:
     """Tables 1 and 5 of FluxViT, and the drops from K to K/4."""
-    runs, seeds = common(runs, OPTIMIZED)
     rows = []
     for method in OPTIMIZED:
         if method in runs:
-            rows.append([NAMES[method], "fewer frames", *(share(at(runs, method, spot)) for spot in SMALLER)])
-            rows.append([NAMES[method], "Token Optimization", *(share(optimized(runs, method, k)) for k in COUNTS)])
+            name = f"{NAMES[method]}, seeds {seeds_of(runs, method)}"
+            rows.append([name, "fewer frames", *(share(at(runs, method, spot)) for spot in SMALLER)])
+            rows.append([name, "Token Optimization", *(share(optimized(runs, method, k)) for k in COUNTS)])
     grids = []
     for method in (m for m in OPTIMIZED if m in runs):
         by_count = [[chosen_row(run, k) for run in runs[method]] for k in COUNTS]
         texts = [", ".join(f"{r['frames']} x {r['size']} px" for r in some) for some in by_count]
         grids.append(f"{NAMES[method]}: " + "; ".join(f"K = {k} {t}" for k, t in zip(COUNTS, texts, strict=True)))
     drops = []
-    fixed = at(runs, "fixed", SMALLER[0]) - at(runs, "fixed", SMALLER[2])
     for method in (m for m in OPTIMIZED if m in runs):
+        pair = common(runs, ("fixed", method))
+        fixed = at(pair, "fixed", SMALLER[0]) - at(pair, "fixed", SMALLER[2])
         for how in ("fewer frames", "Token Optimization"):
-            by_seed = [_drop(run, how) for run in runs[method]]
+            by_seed = [_drop(run, how) for run in pair[method]]
             drop = np.mean(by_seed, axis=0)
             claim = bootstrap(fixed / 3 - drop)
             against = ["", ""] if (method, how) == ("fixed", "fewer frames") else [points(claim), verdict(claim)]
@@ -146,7 +158,7 @@ def flux_tables(runs: Runs) -> list[str]:
     return [
         "## Tokens: FluxViT, tables 1 and 5",
         f'K = {COUNTS[0]} tokens. "Fewer frames" keeps all patches of 8, 4, 2 frames of 64 px, as a model without '
-        "selection must. Token Optimization keeps K tokens of the grid that was best on validation clips. " + seeds,
+        "selection must. Token Optimization keeps K tokens of the grid that was best on validation clips.",
         table(["trained as", "at test", *(f"{k} tokens" for k in COUNTS)], rows),
         "Grids chosen, by seed. " + ". ".join(grids) + ".",
         "Drop from K to K/4 in points. FluxViT's claim in miniature is that Flux-Multi loses at most a third of what "
@@ -160,7 +172,7 @@ def selector_tables(runs: Runs) -> list[str]:
     """Table 2 of FluxViT."""
     if not set(THIRD) & set(runs):
         return []
-    runs, seeds = common(runs, ("fixed", *THIRD, "flux-single"))
+    runs = common(runs, ("fixed", *THIRD, "flux-single"))
     rows = []
     for method, name in (
         ("fixed", "none (fixed grid)"), ("random", "random"), ("tube", "tube"), ("dynamic", "dynamic L2"),
@@ -180,7 +192,7 @@ def selector_tables(runs: Runs) -> list[str]:
         "## Selectors: FluxViT, table 2",
         "Each model is trained as Flux-Single with its own selector and tested with it: all 128 tokens of the fixed "
         "grid, then K, K/2 and K/4 of the 256 tokens of 16 frames. The first row was trained without a selector and is "
-        "tested with group-dynamic selection. " + seeds,
+        f"tested with group-dynamic selection. Seeds {seeds_of(runs, 'fixed')}.",
         table(["selector", "8 frames, all tokens", *(f"16 frames, {k}" for k in COUNTS)], rows),
         "\n".join(tests),
     ]
@@ -189,31 +201,33 @@ def selector_tables(runs: Runs) -> list[str]:
 def width_tables(runs: Runs) -> list[str]:
     """AdaVid's comparisons."""
     methods = ("fixed", "width-sampled", "width-decreasing", "half-width", "joint")
-    runs, seeds = common(runs, methods)
     rows, schedules, tests = [], [], []
     for method in methods:
-        name = "ordinary (fixed grid)" if method == "fixed" else NAMES[method]
         if method in runs:
+            name = "ordinary (fixed grid)" if method == "fixed" else NAMES[method]
+            name += f", seeds {seeds_of(runs, method)}"
             spots = [Spot(*FIXED, width=None if w == 128 else w) for w in WIDTHS[::-1]]
             rows.append([name, *(share(at(runs, method, s)) for s in spots)])
         if method in runs and method not in ("fixed", "half-width"):
             cells = [share(at(runs, method, Spot(*FIXED, width=widths))) for widths in SCHEDULES.values()]
             schedules.append([name, *cells])
     if {"fixed", "width-sampled"} <= set(runs):
-        half = Spot(*FIXED, width=64)
-        ordinary = at(runs, "fixed", SMALLER[0]) - at(runs, "fixed", half)
-        sampled = at(runs, "width-sampled", SMALLER[0]) - at(runs, "width-sampled", half)
-        tests.append(f"- Loss from full to half width, ordinary {points(bootstrap(ordinary))}, width-sampled "
-                     f"{points(bootstrap(sampled))}: {paired_bootstrap(sampled, ordinary)} more for the ordinary "
-                     f"model.")  # fmt: skip
-        tests.append(
-            f"- Full width, width-sampled minus ordinary: "
-            f"{paired_bootstrap(at(runs, 'fixed', SMALLER[0]), at(runs, 'width-sampled', SMALLER[0]))}."
-        )
-        if "half-width" in runs:
-            only = at(runs, "half-width", half)
-            tests.append(f"- Half width, width-sampled minus a model trained at half width only: "
-                         f"{paired_bootstrap(only, at(runs, 'width-sampled', half))}.")  # fmt: skip
+        pair, half = common(runs, ("fixed", "width-sampled")), Spot(*FIXED, width=64)
+        loss = {m: at(pair, m, SMALLER[0]) - at(pair, m, half) for m in pair}
+        tests += [
+            f"- Loss from full to half width (seeds {seeds_of(pair, 'fixed')}): ordinary "
+            f"{points(bootstrap(loss['fixed']))}, width-sampled {points(bootstrap(loss['width-sampled']))}; the "
+            f"ordinary model loses more by {paired_bootstrap(loss['width-sampled'], loss['fixed'])}.",
+            f"- At half width, width-sampled minus ordinary, truncated: "
+            f"{paired_bootstrap(at(pair, 'fixed', half), at(pair, 'width-sampled', half))}.",
+            f"- At full width, width-sampled minus ordinary: "
+            f"{paired_bootstrap(at(pair, 'fixed', SMALLER[0]), at(pair, 'width-sampled', SMALLER[0]))}.",
+        ]
+    if {"half-width", "width-sampled"} <= set(runs):
+        pair, half = common(runs, ("half-width", "width-sampled")), Spot(*FIXED, width=64)
+        tests.append(f"- At half width, width-sampled minus trained at half width only (seeds "
+                     f"{seeds_of(pair, 'half-width')}): "
+                     f"{paired_bootstrap(at(pair, 'half-width', half), at(pair, 'width-sampled', half))}.")  # fmt: skip
     for method in ("width-sampled", "width-decreasing"):
         if method in runs:
             values = {name: at(runs, method, Spot(*FIXED, width=widths)) for name, widths in SCHEDULES.items()}
@@ -225,7 +239,7 @@ def width_tables(runs: Runs) -> list[str]:
     )
     parts = [
         "## Width: AdaVid",
-        "All 128 tokens of 8 frames of 64 px; blocks of the first channels of the same weights. " + seeds,
+        "All 128 tokens of 8 frames of 64 px; blocks of the first channels of the same weights.",
         table(["trained as", *(f"width {w}" for w in WIDTHS[::-1])], rows),
         f"Schedules of about equal cost (GMACs: {costs}).",
         table(["trained as", *SCHEDULES], schedules),
@@ -287,34 +301,77 @@ def within(run: dict[str, Any], budget: float) -> Row | None:
     return max(rows, key=lambda row: row["validation"], default=None)
 
 
+def front_rows(runs: Runs) -> list[tuple[float, dict[str, np.ndarray], list[Comparison]]]:
+    """At each budget: values of the models that have a point within it, and joint minus each of the others."""
+    runs, rows = common(runs, ("joint", "flux-multi", "width-sampled")), []
+    for budget in BUDGETS:
+        picked = {method: [within(run, budget) for run in some] for method, some in runs.items()}
+        values = {m: mean_hits([row for row in some if row]) for m, some in picked.items() if all(some)}
+        others = [m for m in ("flux-multi", "width-sampled") if m in values and "joint" in values]
+        rows.append((budget, values, [paired_bootstrap(values[m], values["joint"]) for m in others]))
+    return rows
+
+
+def at_least_as_good(differences: Sequence[Comparison]) -> bool:
+    """Whether no difference lies below zero with its whole interval."""
+    return all(difference.high >= 0 for difference in differences)
+
+
 def front_tables(runs: Runs) -> list[str]:
     """The joint model against the two that are elastic in one axis, at equal budgets."""
-    if not {"joint", "flux-multi", "width-sampled"} <= set(runs):
-        return []
-    runs, seeds = common(runs, ("joint", "flux-multi", "width-sampled"))
-    rows, won, decided = [], 0, 0
-    for budget in BUDGETS:
-        picked = {m: [within(run, budget) for run in runs[m]] for m in ("joint", "flux-multi", "width-sampled")}
-        values = {m: None if None in p else mean_hits(p) for m, p in picked.items()}  # type: ignore[arg-type]
-        cells = ["none" if v is None else share(v) for v in values.values()]
-        differences = []
-        for other in ("flux-multi", "width-sampled"):
-            if values["joint"] is not None and values[other] is not None:
-                differences.append(paired_bootstrap(values[other], values["joint"]))
-        decided += 1
-        at_least = all(d.high >= 0 for d in differences)
-        won += at_least
+    rows = []
+    for budget, values, differences in front_rows(runs):
+        cells = [share(values[m]) if m in values else "none" for m in ("joint", "flux-multi", "width-sampled")]
         text = "; ".join(f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]" for d in differences)
-        rows.append([f"{budget:g}", *cells, text, "yes" if at_least else "no"])
+        rows.append([f"{budget:g}", *cells, text, "yes" if at_least_as_good(differences) else "no"])
+    seeds = seeds_of(common(runs, ("joint", "flux-multi", "width-sampled")), "joint")
     return [
         "## Tokens and width together",
         "At each budget every model takes the point of its own axes that is best on validation clips: the joint model "
         "any, Flux-Multi any grid and count at full width, the width-sampled model any width of the fixed grid. "
-        "Differences: joint minus Flux-Multi; joint minus width-sampled. " + seeds,
+        f"Differences: joint minus Flux-Multi; joint minus width-sampled. Seeds {seeds}.",
         table(["GMACs at most", "joint", "Flux-Multi", "width-sampled", "differences", "at least as good"], rows),
-        f"The joint front is at least as good at {won} of {decided} budgets: no difference's interval lies below zero.",
         "![fronts](../images/reproduction-front.png)",
     ]
+
+
+def summary(runs: Runs) -> list[str]:
+    """What appeared and what did not, in words."""
+    pair = common(runs, ("fixed", "flux-multi"))
+    lost = {how: np.mean([_drop(run, how) for run in pair["flux-multi"]], axis=0)
+            for how in ("Token Optimization", "fewer frames")}  # fmt: skip
+    fixed = np.mean([_drop(run, "fewer frames") for run in pair["fixed"]], axis=0)
+    claims = {how: verdict(bootstrap(fixed / 3 - drop)) for how, drop in lost.items()}
+    values = (
+        at(pair, "fixed", SMALLER[0]),
+        at(pair, "flux-multi", SMALLER[0]),
+        optimized(pair, "flux-multi", COUNTS[2]),
+    )
+    still = [100 * v[:: len(TASKS)].mean() for v in values]
+    lines = [
+        f"- Tokens. From K to K/4 the fixed grid loses {points(bootstrap(fixed))} points by leaving out frames, "
+        f"Flux-Multi with Token Optimization {points(bootstrap(lost['Token Optimization']))}. That it loses at most a "
+        f"third: {claims['Token Optimization']}; where it leaves out frames instead, without Token Optimization: "
+        f"{claims['fewer frames']} (two frames do not show what flux-bench asks for).",
+        f"- What that costs. Selection by change hides what stands still: the task static falls from {still[0]:.0f} % "
+        f"(fixed grid, K) to {still[1]:.0f} % (Flux-Multi on the same grid and all tokens) and {still[2]:.0f} % "
+        "(Flux-Multi, K/4). At K on the fixed grid's own ground the fixed grid is better.",
+    ]
+    if "width-sampled" in runs:
+        pair, half = common(runs, ("fixed", "width-sampled")), Spot(*FIXED, width=64)
+        ends = [at(pair, m, spot) for m in ("fixed", "width-sampled") for spot in (SMALLER[0], half)]
+        lines.append(f"- Width. Cut to half width the ordinary model falls from {share(ends[0])} to {share(ends[1])}, "
+                     f"the width-sampled one from {share(ends[2])} to {share(ends[3])}.")  # fmt: skip
+        own = {name: at(runs, "width-sampled", Spot(*FIXED, width=widths)) for name, widths in SCHEDULES.items()}
+        lines.append(f"- Schedules. AdaVid's order (falling, then uniform, then rising) at equal cost: falling minus "
+                     f"uniform {paired_bootstrap(own['uniform'], own['falling'])}; falling minus rising "
+                     f"{paired_bootstrap(own['rising'], own['falling'])}.")  # fmt: skip
+    if {"joint", "flux-multi", "width-sampled"} <= set(runs):
+        fronts = front_rows(runs)
+        won = sum(at_least_as_good(differences) for _, _, differences in fronts)
+        lines.append(f"- Both axes. The joint front is at least as good as the single axes at {won} of {len(fronts)} "
+                     "budgets.")  # fmt: skip
+    return ["## What appeared and what did not", "\n".join(lines)]
 
 
 def by_task(values: np.ndarray) -> list[str]:
@@ -379,7 +436,6 @@ def axes_table(runs: Runs) -> str:
 
 def plot_tokens(runs: Runs) -> None:
     """Accuracy against tokens, with and without Token Optimization."""
-    runs, _ = common(runs, OPTIMIZED)
     figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
     for method, colour in zip(OPTIMIZED, ("#8c8c8c", "#dd8452", "#2a788e", "#c44e52"), strict=True):
         if method in runs:
@@ -394,7 +450,6 @@ def plot_tokens(runs: Runs) -> None:
 
 def plot_width(runs: Runs) -> None:
     """Accuracy against width."""
-    runs, _ = common(runs, ("fixed", "width-sampled", "width-decreasing", "half-width", "joint"))
     figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
     styles = {"fixed": ("#8c8c8c", "ordinary, truncated"), "width-sampled": ("#2a788e", NAMES["width-sampled"]),
               "width-decreasing": ("#7fb7be", NAMES["width-decreasing"]), "joint": ("#c44e52", NAMES["joint"]),
@@ -411,7 +466,7 @@ def plot_front(runs: Runs) -> None:
     """What each model reaches within a budget."""
     if not {"joint", "flux-multi", "width-sampled"} <= set(runs):
         return
-    runs, _ = common(runs, ("joint", "flux-multi", "width-sampled"))
+    runs = common(runs, ("joint", "flux-multi", "width-sampled"))
     figure, axes = plt.subplots(figsize=(6.4, 4.2), dpi=150)
     budgets = np.geomspace(0.012, 0.2, 40)
     for method, colour in (("joint", "#c44e52"), ("flux-multi", "#2a788e"), ("width-sampled", "#dd8452")):
@@ -421,6 +476,8 @@ def plot_front(runs: Runs) -> None:
             line.append(np.nan if None in rows else 100 * np.mean([row["accuracy"] for row in rows if row]))
         axes.step(budgets, line, where="post", color=colour, linewidth=1.6, label=NAMES[method])
     axes.set_xscale("log")
+    axes.set_xticks(BUDGETS, [f"{budget:g}" for budget in BUDGETS])
+    axes.minorticks_off()
     _finish(figure, axes, "GMACs per clip at most", "reproduction-front.png")
 
 
@@ -448,19 +505,20 @@ def write(folder: Path) -> None:
         "# FluxViT and AdaVid in miniature",
         f"{machine()} Written by `python benchmarks/reproduction.py page` from the runs of `python "
         f"benchmarks/reproduction.py run`. FluxViTs of 4 blocks of 128 channels on [{VERSION}](../flux-bench.md), "
-        f"seeds {', '.join(map(str, SEEDS))}, the first {TEST_CLIPS} test clips; no choice was made on test clips. "
-        "Brackets: 95 % bootstrap intervals over test clips of the mean over seeds. Differences are paired, clip by "
-        "clip. \"Not distinguishable\" is a result. "
+        f"the first {TEST_CLIPS} test clips; grids and points were chosen on validation clips. Brackets: "
+        "95 % bootstrap intervals (2,000 resamples) over test clips of the mean over seeds. Differences are paired. "
+        "\"Not distinguishable\" is a result. "
         + (f"Not finished: {', '.join(missing)}." if missing else "All planned runs are finished."),
         "Both papers tune a pre-trained model, so there are two bases (fixed grid and full width; first on the 48 "
-        "tokens that change most, then on all), and every run continues from one for the same number of clips: "
+        "tokens that change most, then on all), and every run continues from one: "
         + ", ".join(f"seed {seed} from base {base}" for seed, base in BASES.items())
         + ". A seed decides what is drawn in tuning; the first two differ in their base as well.",
+        *summary(runs),
         *flux_tables(runs),
         *(selector_tables(runs)),
         *width_tables(runs),
         *short_tables(folder),
-        *front_tables(runs),
+        *(front_tables(runs) if {"joint", "flux-multi", "width-sampled"} <= set(runs) else []),
         *task_table(runs),
         *cost_table(runs, folder),
     )  # fmt: skip

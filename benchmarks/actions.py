@@ -176,7 +176,7 @@ def gathered(args: argparse.Namespace, kind: str, entries: list[Entry]) -> dict[
         names = np.array(fold["classes"])[np.array(fold["predicted"])]  # (points, n)
         hits[:, rows] = names == np.array([entries[row].label for row in rows])
         scored[rows] = True
-    seconds = float(np.mean([fold["seconds"] for fold in kept]))
+    seconds = max(fold["seconds"] for fold in kept)  # a fold that was resumed counted its last part alone
     costs = list(zip(kept[0]["points"], kept[0]["gmacs"], strict=True))
     return {"hits": hits, "scored": scored, "costs": costs, "seconds": seconds, "folds": len(files)}
 
@@ -199,7 +199,7 @@ def page(args: argparse.Namespace) -> None:
         part = found["scored"]
         notes.append(
             f"{title}: {found['folds']} of {FOLDS} folds, {part.sum()} clips (the difference is taken on these), "
-            f"{found['seconds']:.0f} s of one core a fold."
+            f"up to {found['seconds']:.0f} s of one core a fold, in {SHARED['precision']}."
         )
         for hit, (count, cost) in zip(found["hits"], found["costs"], strict=True):
             share = str(bootstrap(hit[part], sources[part]))
@@ -218,7 +218,11 @@ def page(args: argparse.Namespace) -> None:
         f"{kept['milliseconds']:.0f} ms; nano reads {TUNE.frames} frames of {TUNE.size} pixels per view. Training: "
         f"{TUNE.epochs:g} epochs. " + " ".join(notes),
         "Settings were chosen on an inner split of the training side of fold 0 and then used for all folds, so fold 0 "
-        "is the one that no choice has seen; it stands in the last column.",
+        "is the one that no choice has seen; it stands in the last column. On the 134 clips of that inner split, at 64 "
+        "tokens and eight epochs, reading a block in the middle (mean, spread and change of its tokens) gave 34.3 %, "
+        "the embedding and final tokens alone 23.9 %. Short trials on it chose the start from nano (27.6 %, from "
+        "scratch 20.9 %, at 64 tokens), equal rates for all blocks over layer decay 0.8, and colours over differences "
+        "of frames as input.",
         table(["model", "tokens", "GMACs", "top-1", "against the classical row", "fold 0"], rows),
     )
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
+import pkgutil
 from fractions import Fraction
 from itertools import pairwise, product
 
 import pytest
 import torch
 
+import elastivid.memory as package
 from elastivid.core.errors import BudgetError
 from elastivid.memory.adacm2 import AdaCM2, CappedAdaCM2
 from elastivid.memory.bank import Bank, MergingMemory
-from elastivid.memory.base import TokenBytes
-from elastivid.memory.cache import CacheMemory
+from elastivid.memory.base import TokenBytes, VideoMemory
+from elastivid.memory.cache import CacheMemory, Retention
 from elastivid.memory.window import FirstInFirstOut, KeepAll, RandomKeeping, UniformThinning
 from elastivid.models.qformer import QFormerConfig
 
@@ -77,6 +81,13 @@ def shown(model, memory, frames, chunk=1, text=None):
 def same(a, b):
     left, right = a.state_dict(), b.state_dict()
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_every_rule_is_among_them():
+    modules = [importlib.import_module(f"elastivid.memory.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    kinds = {c for m in modules for _, c in inspect.getmembers(m, inspect.isclass) if not inspect.isabstract(c)}
+    rules = {type(m.rule) for m in MEMORIES.values() if isinstance(m, CacheMemory)}
+    assert {c for c in kinds if issubclass(c, VideoMemory | Retention)} == rules | {CacheMemory, MergingMemory}
 
 
 @torch.inference_mode()

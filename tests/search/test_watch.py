@@ -64,7 +64,7 @@ def watched(model_file, video, **values):
 def same_answers(a, b):
     left, right = a.answers(), b.answers()
     assert [replace(x, certainty=0) for x in left] == [replace(x, certainty=0) for x in right]
-    assert [x.certainty for x in left] == pytest.approx([x.certainty for x in right], abs=1e-4)
+    assert [x.certainty for x in left] == pytest.approx([x.certainty for x in right], abs=1e-3)
 
 
 def test_a_video_is_watched_to_its_end(model_file, video):
@@ -82,10 +82,10 @@ def test_a_video_is_watched_to_its_end(model_file, video):
     assert watch.answers() == answers
 
 
-@pytest.mark.parametrize("memory_bytes", [8_000_000, 100_000])
-def test_stopped_saved_and_resumed_is_the_same(model_file, video, tmp_path, memory_bytes):
-    whole = watched(model_file, video, memory_bytes=memory_bytes)
-    with Watch(video, QUESTIONS, plan(model_file, memory_bytes=memory_bytes)) as first:
+@pytest.mark.parametrize("spent", [{}, {"memory_bytes": 100_000}, {"precision": "bfloat16", "memory_bytes": 60_000}])
+def test_stopped_saved_and_resumed_is_the_same(model_file, video, tmp_path, spent):
+    whole = watched(model_file, video, **spent)
+    with Watch(video, QUESTIONS, plan(model_file, **spent)) as first:
         first.run(until_seconds=8.0)
         assert first.watched_seconds == 8.0
         first.save(tmp_path / "watch.safetensors")

@@ -1,6 +1,6 @@
 """Long video in constant memory: what guided memory is worth beside rules that do not look at the question.
 
-    python benchmarks/memory.py accuracy --cache FOLDER [--only PART]    # about 30 minutes on one core, resumable
+    python benchmarks/memory.py accuracy --cache FOLDER [--only PART]    # about an hour on one core, resumable
     python benchmarks/memory.py resident --cache FOLDER                  # resident memory and time per chunk, 6 minutes
     python benchmarks/memory.py page --cache FOLDER                      # writes docs/benchmarks/memory.md and a plot
 
@@ -55,8 +55,8 @@ and near misses abound: for "what does the red star do?" there are red rings and
 All compositions of colour, shape and motion occur, also those that training never saw. Right means: the words; for \
 "how often" the number of stretches; for "when" both ends within a chunk of 4 s. Connector and decoder run under \
 autocast to bfloat16, keys and values are kept in it."""
-KINDS_NOTE = """The last two rows are what the model itself can do, with everything in sight. It was trained on videos of \
-up to 3,840 frames: beyond that it finds what is there, but takes more and more look-alikes for what is not."""
+KINDS_NOTE = """The last two rows are what the model itself can do, with everything in sight. It was trained on videos \
+of up to 3,840 frames: beyond that it finds what is there, but takes more and more look-alikes for what is not."""
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "memory.png"
 RULES: dict[str, Callable[[int], VideoMemory]] = {  # by tokens of a layer
     "AdaCM2, guided by the question": lambda m: CacheMemory(CappedAdaCM2(m, RECENT)),
@@ -326,8 +326,18 @@ def page(cache: Path, model: TinyVLM) -> None:
         *_ablations(found),
         *_resident_table(found),
     ]
+    texts = [text for text in map(_measured_only, texts) if text]
     _draw(found)
     write_page("memory", *texts)
+
+
+def _measured_only(text: str) -> str:
+    """`text`; of a table the rows that hold a measurement, nothing where there is none."""
+    if not text.startswith("| "):
+        return text
+    head, rows = text.split("\n")[:2], text.split("\n")[2:]
+    kept = [row for row in rows if any(cell.strip(" -") for cell in row.strip("| ").split(" | ")[1:])]
+    return "\n".join(head + kept) if kept else "Not measured yet."
 
 
 def _share(
@@ -360,7 +370,7 @@ def _main_tables(found: dict[str, Any]) -> list[str]:
         "questions in the first three columns, 126 in the others; the same videos and questions for every rule; a "
         "number in brackets: so many questions only.",
         table(head, rows),
-        "![Accuracy over length and over memory](../images/memory.png)",
+        "![Accuracy over length](../images/memory.png)",
         f'At {8 * LONGEST:,} frames, with 95 % Wilson intervals. A false answer is any answer but "not in the video" '
         "to a question whose evidence is not there.",
         table(["rule", "right answers", "false answers"], longest),
@@ -416,12 +426,12 @@ def _kinds_table(found: dict[str, Any]) -> list[str]:
 
 
 def _memory_table(found: dict[str, Any]) -> list[str]:
-    shares = (100, FRACTION, 5)
+    shares = tuple(s for s in (100, FRACTION, 5) if s == FRACTION or f"1_{s} {GUIDED}" in found)
     rows = []
     for rule in RULES:
         names = [f"1_{s} {rule}" if s != FRACTION else f"longest {rule}" for s in shares]
         rows.append([rule, *(_share(found.get(name), interval=False) for name in names)])
-    rows.append([KEEP, "", "", _share(found.get(f"longest {KEEP}"), interval=False) + " (all)"])
+    rows.append([KEEP, *[""] * (len(shares) - 1), _share(found.get(f"longest {KEEP}"), interval=False) + " (all)"])
     quiet = [[rule, _share(found.get(f"quiet {rule}"))] for rule in (*RULES, KEEP)]
     head = ["right answers, %", *(f"1/{s}: {share_tokens(s) * TOKEN_BYTES / 1e6:.2f} MB" for s in shares)]
     return [
@@ -440,6 +450,8 @@ def _ablations(found: dict[str, Any]) -> list[str]:
     rows = []
     for alpha, beta in ABLATED:
         result = found.get(f"alpha {alpha} beta {beta}")
+        if result is None:
+            continue
         pair = (tuple(v) if isinstance(v, list) else v for v in (alpha, beta))
         rule = AdaCM2(*pair)
         limits = " / ".join(f"{rule.limit(layer, 5):.0f}" for layer in range(2))
@@ -482,9 +494,17 @@ def _draw(found: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, right_) = plt.subplots(1, 2, figsize=(10, 4.2), dpi=150)
+    several = f"1_5 {GUIDED}" in found  # the right half needs more than one size of memory
+    figure, axes = plt.subplots(1, 1 + several, figsize=(10 if several else 6.4, 4.2), dpi=150, squeeze=False)
+    left, right_ = axes[0, 0], axes[0, -1]
     for rule in (*RULES, KEEP):
-        style = {"lw": 2.6 if rule == GUIDED else 1.4, "marker": "o", "ms": 4, "ls": "--" if rule == KEEP else "-"}
+        style = {
+            "color": f"C{[*RULES, KEEP].index(rule)}",
+            "lw": 2.6 if rule == GUIDED else 1.4,
+            "marker": "o",
+            "ms": 4,
+            "ls": "--" if rule == KEEP else "-",
+        }
         names = [(8 * c, f"{c} {rule}" if c < LONGEST else f"longest {rule}") for c in CHUNKS]
         points = [(x, 100 * np.mean([m[2] for m in found[n]["marks"]])) for x, n in names if n in found]
         left.plot(*zip(*points, strict=True), label=rule, **style)
@@ -493,7 +513,7 @@ def _draw(found: dict[str, Any]) -> None:
             names = [(1, f"longest {KEEP}")]
         sizes = [(share_tokens(s) * TOKEN_BYTES / 1e6, n) for s, n in names]
         points = [(x, 100 * np.mean([m[2] for m in found[n]["marks"]])) for x, n in sizes if n in found]
-        if points:
+        if points and several:
             right_.plot(*zip(*points, strict=True), label=rule, **style)
     left.set(
         xscale="log",
@@ -502,10 +522,11 @@ def _draw(found: dict[str, Any]) -> None:
         ylim=(0, 100),
         title=f"memory fixed at {share_tokens(FRACTION) * TOKEN_BYTES / 1e6:.2f} MB",
     )
-    right_.set(xscale="log", xlabel="memory, MB", ylim=(0, 100), title=f"{8 * LONGEST:,} frames")
+    if several:
+        right_.set(xscale="log", xlabel="memory, MB", ylim=(0, 100), title=f"{8 * LONGEST:,} frames")
     left.legend(fontsize=8)
-    for axes in (left, right_):
-        axes.grid(alpha=0.3)
+    for axis in axes[0]:
+        axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(PICTURE)
 

@@ -202,7 +202,7 @@ class Slow(ColourEncoder):
     def embed_clips(self, video, *, point=None):
         if self.windows_seen >= 80:  # of 136; at most 32 are on their way to their files
             print("now", flush=True)
-            threading.Event().wait(0.5)
+            threading.Event().wait(2.0)
         return super().embed_clips(video, point=point)
 
 sys.argv = ["elastivid", "index", {str(folder)!r}, "--index", {str(folder / "l.ev")!r}]

@@ -153,6 +153,8 @@ def read_list(file: Path, root: Path | None = None) -> list[Entry]:
     root = file.parent if root is None else root
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise ListError(f"no list and no folder at {file}; check the spelling or mount the drive") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ListError(f"cannot read the list {file}: {error}; expected UTF-8 text, {ALLOWED}") from error
     rows = _objects(lines, file) if file.suffix.lower() in (".jsonl", ".ndjson") else _table(lines, file)

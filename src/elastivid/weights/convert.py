@@ -20,6 +20,7 @@ import importlib
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -119,6 +120,8 @@ def _target(address: str) -> tuple[Any, Callable[[Mapping[str, Tensor]], dict[st
     if family not in convertible():
         raise UnknownNameError("family to convert to", family, convertible())
     module = importlib.import_module(f"elastivid.models.{family}")
+    if not preset:
+        raise WeightsError(f"a preset is missing: --as {family}/NAME, one of {', '.join(module.PRESETS)}")
     if preset not in module.PRESETS:
         raise UnknownNameError(f"preset of {family}", preset, module.PRESETS)
     return module.PRESETS[preset], module.convert_reference
@@ -139,12 +142,14 @@ def read_checkpoint(path: Path, key: str | None = None) -> tuple[dict[str, Tenso
 
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # command lines are stored with weights
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the namespace: command lines are stored with weights
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors and plain values, and executing it is refused: "
-            f"{str(error).splitlines()[0]} Save its state dict alone with torch.save, where you trust it."
+            f"{path} cannot be read as tensors and plain values: it was not written by torch.save, or holds code or "
+            "objects, which are never executed here; where you trust it, load it with the program that wrote it and "
+            "save its state dict alone with torch.save"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds for a damaged file
         raise WeightsError(f"cannot read {path}: {type(error).__name__}: {error}; fetch it again") from error

@@ -253,7 +253,7 @@ class TextTower(nn.Module):
 
     @classmethod
     def from_file(cls, path: str | Path = DISTILLED, prefix: str = "text.", output_dim: int | None = None) -> TextTower:
-        """Load a tower from a `.safetensors` file; by default the distilled one that the package ships.
+        """Load a tower from a `.safetensors` file; by default the distilled one that comes with the source.
 
         Args:
             path: weights file; its metadata key `text_config` holds the config as json.
@@ -269,7 +269,8 @@ class TextTower(nn.Module):
                 metadata = file.metadata() or {}
                 state = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise WeightsError(f"cannot read text weights from {path}: {error}") from error
+            hint = "; it comes with the source, not with the installed package: clone it" if path == DISTILLED else ""
+            raise WeightsError(f"cannot read text weights from {path}: {error}{hint}") from error
         if "text_config" not in metadata:
             raise WeightsError(
                 f"{path} has no text tower: metadata key 'text_config' is missing, got {sorted(metadata)}"

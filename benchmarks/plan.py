@@ -276,10 +276,15 @@ def rss_step(name: str, batch: int, tokens: int) -> float:
     """Peak resident MB above those of the loaded, warmed-up process. Call it in a process of its own."""
     subject = describe(name)
     runtime = Runtime(batch=batch, threads=torch.get_num_threads())
-    estimate = Planner(subject).estimate(Planner(subject).sampling, tokens, subject.full_width, runtime)
-    plan = as_plan(estimate, name)
-    with Runner(plan, subject.build()) as runner:
+    planner, model = Planner(subject), subject.build()
+    fewest = min(tokens, subject.available_tokens(2, subject.size))
+    warm_up, plan = (
+        as_plan(planner.estimate(planner.sampling, count, subject.full_width, runtime), name)
+        for count in (fewest, tokens)
+    )
+    with Runner(warm_up, model) as runner:
         runner.embed_clips(torch.randn(1, 2, 3, subject.size, subject.size))
+    with Runner(plan, model) as runner:
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         runner.embed_clips(torch.randn(batch, subject.frames, 3, subject.size, subject.size))

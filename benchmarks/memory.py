@@ -481,8 +481,8 @@ def _resident_table(found: dict[str, Any]) -> list[str]:
     return [
         "## Resident memory and time",
         "Memory of the process above a warmed baseline plus bytes of the state. The check: from 1,000 to 10,000 frames "
-        "within 5 % or 8 MB. Times of the rules are those of the Q-Former alone, tokens at hand, taken while "
-        "other programs ran, so they say little; the last row reads, "
+        "within 5 % or 8 MB. Times of the rules are those of the Q-Former alone, tokens at hand, means of twelve "
+        "chunks on a quiet machine (keep all: while other programs ran); the last row reads, "
         "encodes and remembers a file of 10,000 frames at 2 frames/s.",
         table(head, rows),
     ]

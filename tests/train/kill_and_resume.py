@@ -22,7 +22,7 @@ from tiny_recipe import TinyConfig, TinyRecipe
 from elastivid.train import checkpoint, log
 from elastivid.train.loop import train
 
-WHOLE_SECONDS = 0.5  # more than a whole run takes: some kills come while files are written, some after the end
+SHARE = 0.1  # of a whole run's time that a child gets at most: some kills come while files are written
 
 
 def child(folder: Path) -> None:
@@ -40,14 +40,16 @@ def recipe() -> TinyRecipe:
 def main(folder: Path, kills: int, seed: int) -> None:
     """Kill `kills` children at random moments, then let one end."""
     rng = random.Random(seed)
+    began = time.monotonic()
     train(recipe(), folder / "whole", device="cpu")
+    whole_seconds = time.monotonic() - began
     while True:
         pid = os.fork()
         if pid == 0:
             child(folder / "killed")
             os._exit(0)
         if kills:
-            time.sleep(rng.uniform(0.0, WHOLE_SECONDS) if rng.random() < 0.5 else rng.uniform(0.0, WHOLE_SECONDS / 10))
+            time.sleep(rng.uniform(0.0, SHARE * whole_seconds))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status)

@@ -66,8 +66,8 @@ def sides(entries: list[Entry], fold: int, inner: bool) -> tuple[list[Entry], li
     train_side = [e for e, k in zip(entries, folds, strict=True) if k != fold]
     if not inner:
         return train_side, [e for e, k in zip(entries, folds, strict=True) if k == fold]
-    parts = split_by_source(train_side, INNER_FOLDS, seed=1)
-    return tuple([e for e, k in zip(train_side, parts, strict=True) if (k == 0) == side] for side in (False, True))  # type: ignore[return-value]
+    parts = list(zip(train_side, split_by_source(train_side, INNER_FOLDS, seed=1), strict=True))
+    return [e for e, k in parts if k != 0], [e for e, k in parts if k == 0]
 
 
 def written(file: Path, entries: list[Entry]) -> Path:

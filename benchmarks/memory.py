@@ -17,7 +17,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,11 @@ def _measured_only(text: str) -> str:
     return "\n".join(head + kept) if kept else "Not measured yet."
 
 
+def _is_of(kind: str, mark: Sequence[Any]) -> bool:
+    """Whether a mark is that of a question of this kind whose evidence is there."""
+    return bool(mark[0] == kind and mark[1])
+
+
 def _share(
     result: dict[str, Any] | None, *, interval: bool = True, only: Callable[[Any], bool] = lambda m: True
 ) -> str:
@@ -407,10 +413,10 @@ def _kinds_table(found: dict[str, Any]) -> list[str]:
     rows = []
     for rule in (*RULES, KEEP):
         result = found.get(f"longest {rule}")
-        cells = [_share(result, interval=False, only=lambda m, k=kind: m[0] == k and m[1]) for kind in KINDS]  # type: ignore[misc]
+        cells = [_share(result, interval=False, only=partial(_is_of, kind)) for kind in KINDS]
         rows.append([rule, *cells, _share(result, interval=False, only=lambda m: not m[1])])
     short = found.get(f"{CHUNKS[0]} {KEEP}")
-    cells = [_share(short, interval=False, only=lambda m, k=kind: m[0] == k and m[1]) for kind in KINDS]  # type: ignore[misc]
+    cells = [_share(short, interval=False, only=partial(_is_of, kind)) for kind in KINDS]
     rows.append([f"keep all, {8 * CHUNKS[0]} frames", *cells, _share(short, interval=False, only=lambda m: not m[1])])
     other = [[rule, _false(found.get(f"other {rule}"))] for rule in (GUIDED, KEEP) if found.get(f"other {rule}")]
     return [

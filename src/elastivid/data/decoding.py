@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
 
@@ -62,11 +62,8 @@ class ClipDecoder:
         self._child: Child | None = None
         self._owner = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limits": self.limits}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Self], tuple[Limits]]:
+        return type(self), (self.limits,)  # another process starts a child of its own
 
     def read(self, entry: Entry, choose: Choose, short_side: int | None = None) -> np.ndarray:
         """Chosen frames of a clip, upright, RGB.

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -62,7 +61,7 @@ class AdaCM2(Retention):
         return cls(float(1 - _exact(alpha)), beta)
 
     @property
-    def bounded(self) -> bool:  # type: ignore[override]
+    def bounded(self) -> bool:
         """Whether every layer drops something."""
         layers = max(len(share) if isinstance(share, tuple) else 1 for share in (self.alpha, self.beta))
         return all(self.retained(layer) < 1 for layer in range(layers))
@@ -102,8 +101,6 @@ class CappedAdaCM2(Retention):
 
     tokens: int
     recent_share: float = 0.1
-
-    bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

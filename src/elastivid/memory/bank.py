@@ -154,7 +154,7 @@ class MergingMemory(VideoMemory):
             raise ValueError(f"length must be >= 1 slot, got {self.length}; without a bank pass no memory")
 
     @property
-    def holds_hidden(self) -> bool:  # type: ignore[override]
+    def holds_hidden(self) -> bool:
         """Whether there are query banks."""
         return self.query_banks
 

@@ -47,12 +47,20 @@ class VideoMemory(State):
     """Memory of one video per row. See the module's text for the steps of a frame.
 
     A fresh memory has no rows; the first frame sets their number. A row that was reset starts anew while the others
-    go on. `bounded` says whether `nbytes` stops growing.
+    go on.
     """
 
-    bounded: ClassVar[bool] = True
     holds_features: ClassVar[bool] = False  # visual tokens themselves instead of their keys and values
-    holds_hidden: ClassVar[bool] = False  # hidden states of every layer, so that every layer must run for every frame
+
+    @property
+    def bounded(self) -> bool:
+        """Whether `nbytes` stops growing."""
+        return True
+
+    @property
+    def holds_hidden(self) -> bool:
+        """Whether it holds hidden states of every layer, so that every layer must run for every frame."""
+        return False
 
     @property
     @abstractmethod

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -47,7 +47,10 @@ class Candidates:
 class Retention(ABC):
     """Says how many tokens of a layer stay after a frame, and which."""
 
-    bounded: ClassVar[bool] = True
+    @property
+    def bounded(self) -> bool:
+        """Whether what stays has a largest size."""
+        return True
 
     @abstractmethod
     def keep_count(self, layer: int, count: int) -> int:
@@ -101,7 +104,7 @@ class CacheMemory(VideoMemory):
     arriving: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     @property
-    def bounded(self) -> bool:  # type: ignore[override]
+    def bounded(self) -> bool:
         """Whether the rule bounds the size."""
         return self.rule.bounded
 

@@ -9,7 +9,6 @@ Letters as in `elastivid.memory.base`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,10 @@ def _require_tokens(tokens: int) -> None:
 class KeepAll(Retention):
     """Everything stays: ordinary cross-attention over all frames. The reference; it grows with the video."""
 
-    bounded: ClassVar[bool] = False
+    @property
+    def bounded(self) -> bool:
+        """Whether it stops growing: never."""
+        return False
 
     def keep_count(self, layer: int, count: int) -> int:
         """All."""

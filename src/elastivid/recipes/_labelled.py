@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from elastivid.data.sampling import Dense, FrameSampling, Segments, Uniform
 from elastivid.data.splits import leakage_report, split_by_source
 from elastivid.data.synthetic import VideoFormat, sample_scene, write_video
 from elastivid.data.world import Scene
+from elastivid.evaluate.metrics import mean_class_accuracy, top_k_hits
 from elastivid.models.base import VideoEncoder
 from elastivid.models.classifier import ClassifierConfig, ClipClassifier
 from elastivid.planning.profile import cache_folder
@@ -33,6 +34,7 @@ from elastivid.video.transforms import Transform
 from elastivid.weights.convert import load_encoder
 from elastivid.weights.load import ALIASES, DUALS, build, load, read_metadata, resolve
 
+Settings = TypeVar("Settings", bound="LabelledConfig")
 SAMPLINGS = ("segments", "uniform", "dense")
 
 
@@ -252,19 +254,25 @@ def rows_of(model: ClipClassifier, clips: Clips | None, config: LabelledConfig) 
     views = config.test_views * config.test_crops
     rows: list[Row] = []
     for point, score in zip(config.points, scores, strict=True):
-        right = score.argmax(axis=1) == labels  # (N,)
-        own = score[np.arange(len(labels)), labels][:, None]
+        right = top_k_hits(score, labels)  # (N,)
         rows.append(
             {
                 "point": f"{config.frames} x {config.size} px, {point.tokens or 'all'} tokens, {views} views",
                 "gmacs": views * model.cost(frames=config.frames, size=config.size, point=point).gmacs,
                 "accuracy": float(right.mean()),
-                "top5": float(((score > own).sum(axis=1) < 5).mean()),
-                "mean_class": float(np.mean([right[labels == label].mean() for label in np.unique(labels)])),
+                "top5": float(top_k_hits(score, labels, 5).mean()),
+                "mean_class": mean_class_accuracy(right, labels),
                 "clips": len(labels),
             }
         )
     return rows
+
+
+def smoke_settings(config: Settings) -> Settings:
+    """`config` on twelve rendered clips of 64 pixels."""
+    folder = cache_folder() / "smoke"
+    data, cache = smoke_data(folder / "actions"), folder / "clips"
+    return replace(config, data=data, cache=cache, folds=4, frames=4, size=56, short_side=64)
 
 
 def smoke_data(folder: Path) -> Path:

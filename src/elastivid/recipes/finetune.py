@@ -41,7 +41,6 @@ from elastivid.data.mixing import Mixing, soft_targets
 from elastivid.data.randaugment import RandAugment
 from elastivid.data.sampling import Shapes
 from elastivid.models.classifier import ClipClassifier
-from elastivid.planning.profile import cache_folder
 from elastivid.recipes._labelled import (
     LabelledConfig,
     Parts,
@@ -49,7 +48,7 @@ from elastivid.recipes._labelled import (
     labelled_entries,
     parts_of,
     rows_of,
-    smoke_data,
+    smoke_settings,
 )
 from elastivid.train.checkpoint import load_weights
 from elastivid.train.recipe import Exported, Recipe, Row
@@ -107,21 +106,8 @@ class Finetune(Recipe):
     @classmethod
     def smoke(cls, config: FinetuneConfig) -> FinetuneConfig:
         """Twelve rendered clips of 64 pixels, a few steps."""
-        folder = cache_folder() / "smoke"
-        return replace(
-            config,
-            data=smoke_data(folder / "actions"),
-            cache=folder / "clips",
-            folds=4,
-            frames=4,
-            size=56,
-            short_side=64,
-            tokens=(0, 32),
-            batch_size=4,
-            epochs=3.0,
-            num_workers=0,
-            log_every=1,
-        )
+        small = smoke_settings(config)
+        return replace(small, tokens=(0, 32), batch_size=4, epochs=3.0, num_workers=0, log_every=1)
 
     @cached_property
     def parts(self) -> Parts:

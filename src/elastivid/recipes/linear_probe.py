@@ -25,7 +25,6 @@ from torch.utils.data import Dataset, TensorDataset
 
 from elastivid.data.augment import Augmentation, directional
 from elastivid.models.classifier import ClipClassifier
-from elastivid.planning.profile import cache_folder
 from elastivid.recipes._labelled import (
     LabelledConfig,
     Parts,
@@ -33,7 +32,7 @@ from elastivid.recipes._labelled import (
     computing_in,
     parts_of,
     rows_of,
-    smoke_data,
+    smoke_settings,
 )
 from elastivid.train.order import Epochs
 from elastivid.train.recipe import Exported, Recipe, Row
@@ -69,19 +68,7 @@ class LinearProbe(Recipe):
     @classmethod
     def smoke(cls, config: LinearProbeConfig) -> LinearProbeConfig:
         """Twelve rendered clips of 64 pixels, a hundred steps."""
-        folder = cache_folder() / "smoke"
-        return replace(
-            config,
-            data=smoke_data(folder / "actions"),
-            cache=folder / "clips",
-            folds=4,
-            frames=4,
-            size=56,
-            short_side=64,
-            batch_size=8,
-            steps=100,
-            save_every=100,
-        )
+        return replace(smoke_settings(config), batch_size=8, steps=100, save_every=100)
 
     @cached_property
     def parts(self) -> Parts:

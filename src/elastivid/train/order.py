@@ -10,12 +10,13 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+
+from elastivid.data.clips import place_in_epoch
 
 
 def mixed(*numbers: int) -> int:
@@ -67,11 +68,6 @@ class StepBatches(Sampler[list[int]]):
                 yield list(positions_of(step, self.batch_size, micro * self.processes + self.process, parts))
 
 
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(length)
-
-
 class Epochs(Dataset):
     """A finite data set as a stream of positions: gone through again and again, each time in another order.
 
@@ -99,8 +95,7 @@ class Epochs(Dataset):
         self.draw = draw
 
     def __getitem__(self, position: int) -> Any:
-        epoch, place = divmod(position, self.length)
-        item = self.items[int(_permutation(self.seed, epoch, self.length)[place])]
+        item = self.items[place_in_epoch(position, self.seed, self.length)]
         return item if self.draw is None else self.draw(item, np.random.default_rng((self.seed, 1, position)))
 
 

@@ -14,6 +14,7 @@ from elastivid.core.errors import UnknownNameError
 from elastivid.train.checkpoint import config_of_run, load_checkpoint, load_weights
 from elastivid.train.log import read_lines
 from elastivid.train.loop import train
+from elastivid.train.recipe import Exported
 from elastivid.train.stages import Stage, TrainingError
 
 
@@ -240,3 +241,40 @@ class Misnamed(TinyRecipe):
 def test_a_pattern_that_matches_nothing_is_an_error(tmp_path):
     with pytest.raises(UnknownNameError, match=r"parameter pattern of stage 'all' 'hed.\*'.*head.weight"):
         trained(tmp_path, Misnamed())
+
+
+class Slope(torch.nn.Module):
+    """Two blocks of one number each and a head: a loss that is their sum has the same gradient in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.ParameterList([torch.zeros(1)]) for _ in range(2))
+        self.head = torch.nn.ParameterList([torch.zeros(1)])
+
+
+class SlopeRecipe(TinyRecipe):
+    def build(self):
+        return Slope()
+
+    def stages(self):
+        return (Stage("down", 12, 1e-2, warmup_steps=3, final_share=0.1, layer_decay=0.5),)
+
+    def step(self, module, batch, stage, draws):
+        return sum(p.sum() for p in module.parameters()), {}
+
+    def evaluate(self, module):
+        return []
+
+    def exported(self, module):
+        return Exported(torch.nn.Linear(1, 1))
+
+
+def test_every_step_runs_at_the_scheduled_rate_and_lower_blocks_at_their_share_of_it(tmp_path):
+    """With a gradient that never changes a step of Adam is as long as its rate, so the way is the sum of the rates."""
+    recipe = SlopeRecipe()
+    (stage,) = recipe.stages()
+    module = trained(tmp_path, recipe).module
+    way = sum(stage.learning_rate_at((step + 1) / stage.steps) for step in range(stage.steps))
+    assert way < 0.8 * stage.steps * stage.learning_rate
+    for parameter, share in ((module.head[0], 1.0), (module.blocks[1][0], 0.5), (module.blocks[0][0], 0.25)):
+        assert parameter.item() == pytest.approx(-share * way, rel=1e-4)

@@ -189,7 +189,8 @@ def test_threads_of_torch_are_as_before(tmp_path):
 def interrupted(folder: Path, number: int) -> subprocess.CompletedProcess:
     """`elastivid index` on `folder`, which gets a signal once two files are stored."""
     script = f"""
-import os, sys, threading
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start what runs in the background without it
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from worlds import ColourEncoder
 from elastivid.app import cli
@@ -202,7 +203,7 @@ class Slow(ColourEncoder):
     def embed_clips(self, video, *, point=None):
         if self.windows_seen >= 80:  # of 136; at most 32 are on their way to their files
             print("now", flush=True)
-            threading.Event().wait(2.0)
+            threading.Event().wait(0.5)
         return super().embed_clips(video, point=point)
 
 sys.argv = ["elastivid", "index", {str(folder)!r}, "--index", {str(folder / "l.ev")!r}]

@@ -11,7 +11,9 @@ query banks do: they belong to one question.
 
 Where we depart from the released code: it drops query banks when they stand for `num_frames` frames, a constant of the
 model, so a shorter video leaves its bank to the next one and a longer one loses it half-way. Here a bank ends with its
-video. `reference_frames` brings that behaviour back.
+video. `reference_frames` brings that behaviour back. And cosines that differ by rounding alone are equal here, and the
+earliest of equal pairs merges: what the first layers are given for the queries hardly depends on the frame, so there
+the last bits would decide, which differ with the batch and the number of threads.
 
 Letters: B rows, S slots, P token positions of a frame, C channels, L most slots.
 """
@@ -27,6 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elastivid.memory.base import Entries, Project, VideoMemory, require_frame, require_rows, right_aligned
+
+ALIKE_DECIMALS = 6
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Bank:
             return self
         slots = self.slots.shape[1]
         alike = F.cosine_similarity(self.slots[:, :-1], self.slots[:, 1:], dim=-1)  # (B, S-1, P)
+        alike = alike.round(decimals=ALIKE_DECIMALS)
         there = torch.arange(slots - 1) >= (slots - self.counts)[:, None]  # (B, S-1): both of the pair are there
         alike = alike.masked_fill(~there[:, :, None].to(alike.device), -torch.inf)
         first = alike.argmax(dim=1, keepdim=True)  # (B, 1, P), the earliest of equal ones

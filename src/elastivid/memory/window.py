@@ -16,11 +16,6 @@ from torch import Tensor
 from elastivid.memory.cache import Candidates, Retention
 
 
-def _require_tokens(tokens: int) -> None:
-    if tokens < 1:
-        raise ValueError(f"tokens must be >= 1, got {tokens}")
-
-
 @dataclass(frozen=True)
 class KeepAll(Retention):
     """Everything stays: ordinary cross-attention over all frames. The reference; it grows with the video."""
@@ -40,8 +35,8 @@ class KeepAll(Retention):
 
 
 @dataclass(frozen=True)
-class FirstInFirstOut(Retention):
-    """The last `tokens` stay.
+class Limited(Retention):
+    """At most `tokens` stay; which, a subclass says.
 
     Raises:
         ValueError: there is no room for a token.
@@ -50,11 +45,21 @@ class FirstInFirstOut(Retention):
     tokens: int
 
     def __post_init__(self) -> None:
-        _require_tokens(self.tokens)
+        if self.tokens < 1:
+            raise ValueError(f"tokens must be >= 1, got {self.tokens}")
 
     def keep_count(self, layer: int, count: int) -> int:
         """All while they fit."""
         return min(count, self.tokens)
+
+
+@dataclass(frozen=True)
+class FirstInFirstOut(Limited):
+    """The last `tokens` stay.
+
+    Raises:
+        ValueError: there is no room for a token.
+    """
 
     def priorities(self, candidates: Candidates) -> Tensor:
         """Later is higher."""
@@ -62,22 +67,13 @@ class FirstInFirstOut(Retention):
 
 
 @dataclass(frozen=True)
-class UniformThinning(Retention):
+class UniformThinning(Limited):
     """`tokens` of frames that lie as evenly as possible over everything seen: the frame whose absence leaves the
     smallest gap goes first. The first and the last frame stay.
 
     Raises:
         ValueError: there is no room for a token.
     """
-
-    tokens: int
-
-    def __post_init__(self) -> None:
-        _require_tokens(self.tokens)
-
-    def keep_count(self, layer: int, count: int) -> int:
-        """All while they fit."""
-        return min(count, self.tokens)
 
     def priorities(self, candidates: Candidates) -> Tensor:
         """For each token the distance between the frames before and after its own."""
@@ -91,7 +87,7 @@ class UniformThinning(Retention):
 
 
 @dataclass(frozen=True)
-class RandomKeeping(Retention):
+class RandomKeeping(Limited):
     """`tokens` of randomly drawn frames: every frame seen so far has the same chance.
 
     A frame's lot is a hash of its number and the seed, so the choice does not depend on how the video came in pieces.
@@ -100,15 +96,7 @@ class RandomKeeping(Retention):
         ValueError: there is no room for a token.
     """
 
-    tokens: int
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        _require_tokens(self.tokens)
-
-    def keep_count(self, layer: int, count: int) -> int:
-        """All while they fit."""
-        return min(count, self.tokens)
 
     def priorities(self, candidates: Candidates) -> Tensor:
         """A lot for each frame, in 0 to 1."""

@@ -6,13 +6,16 @@ Letters: N clips, V views, T frames, S side in pixels, K classes.
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from elastivid.core.errors import ElastividError
 from elastivid.core.point import OperatingPoint
@@ -29,7 +32,7 @@ from elastivid.evaluate.metrics import mean_class_accuracy, top_k_hits
 from elastivid.models.base import VideoEncoder
 from elastivid.models.classifier import ClassifierConfig, ClipClassifier
 from elastivid.planning.profile import cache_folder
-from elastivid.train.recipe import RecipeConfig, Row
+from elastivid.train.recipe import Recipe, RecipeConfig, Row
 from elastivid.video.transforms import Transform
 from elastivid.weights.convert import load_encoder
 from elastivid.weights.load import ALIASES, DUALS, build, load, read_metadata, resolve
@@ -266,6 +269,26 @@ def rows_of(model: ClipClassifier, clips: Clips | None, config: LabelledConfig) 
             }
         )
     return rows
+
+
+class LabelledRecipe(Recipe):
+    """A recipe that trains a `ClipClassifier` on some labelled clips and scores it on others."""
+
+    config: LabelledConfig
+
+    @cached_property
+    @abstractmethod
+    def parts(self) -> Parts:
+        """The clips."""
+
+    def evaluate(self, module: nn.Module) -> list[Row]:
+        """A row per budget on the clips that were set apart."""
+        assert isinstance(module, ClipClassifier)
+        return rows_of(module, self.parts.test, self.config)
+
+    def score(self, rows: Sequence[Row]) -> float:
+        """Mean accuracy; nothing is scored where no clips were set apart."""
+        return super().score(rows) if rows else 0.0
 
 
 def smoke_settings(config: Settings) -> Settings:

@@ -43,15 +43,14 @@ from elastivid.data.sampling import Shapes
 from elastivid.models.classifier import ClipClassifier
 from elastivid.recipes._labelled import (
     LabelledConfig,
+    LabelledRecipe,
     Parts,
     classifier_of,
     labelled_entries,
     parts_of,
-    rows_of,
     smoke_settings,
 )
 from elastivid.train.checkpoint import load_weights
-from elastivid.train.recipe import Exported, Recipe, Row
 from elastivid.train.stages import Stage
 
 
@@ -97,7 +96,7 @@ class FinetuneConfig(LabelledConfig):
     smoothing: float = 0.1
 
 
-class Finetune(Recipe):
+class Finetune(LabelledRecipe):
     """See the module's text."""
 
     config_class = FinetuneConfig
@@ -170,19 +169,6 @@ class Finetune(Recipe):
         logits = module(video, point=OperatingPoint(tokens=counts[choice % len(counts)] or None)).logits
         loss = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
         return loss, {"accuracy": (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
-
-    def evaluate(self, module: nn.Module) -> list[Row]:
-        """A row per budget on the clips that were set apart."""
-        assert isinstance(module, ClipClassifier)
-        return rows_of(module, self.parts.test, self.config)
-
-    def score(self, rows: Sequence[Row]) -> float:
-        """Mean accuracy; nothing is scored where no clips were set apart."""
-        return super().score(rows) if rows else 0.0
-
-    def exported(self, module: nn.Module) -> Exported:
-        """Encoder and head."""
-        return Exported(module)
 
 
 RECIPE = Finetune

@@ -12,7 +12,7 @@ training set. What nano reaches: docs/benchmarks/actions.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -27,15 +27,14 @@ from elastivid.data.augment import Augmentation, directional
 from elastivid.models.classifier import ClipClassifier
 from elastivid.recipes._labelled import (
     LabelledConfig,
+    LabelledRecipe,
     Parts,
     classifier_of,
     computing_in,
     parts_of,
-    rows_of,
     smoke_settings,
 )
 from elastivid.train.order import Epochs
-from elastivid.train.recipe import Exported, Recipe, Row
 from elastivid.train.stages import Stage
 
 
@@ -59,7 +58,7 @@ class LinearProbeConfig(LabelledConfig):
     smoothing: float = 0.1
 
 
-class LinearProbe(Recipe):
+class LinearProbe(LabelledRecipe):
     """See the module's text."""
 
     config_class = LinearProbeConfig
@@ -127,19 +126,6 @@ class LinearProbe(Recipe):
         logits = module.classify(features)
         loss = cross_entropy(logits, labels, label_smoothing=self.config.smoothing)
         return loss, {"accuracy": (logits.argmax(dim=1) == labels).float().mean()}
-
-    def evaluate(self, module: nn.Module) -> list[Row]:
-        """A row per budget on the clips that were set apart."""
-        assert isinstance(module, ClipClassifier)
-        return rows_of(module, self.parts.test, self.config)
-
-    def score(self, rows: Sequence[Row]) -> float:
-        """Mean accuracy; nothing is scored where no clips were set apart."""
-        return super().score(rows) if rows else 0.0
-
-    def exported(self, module: nn.Module) -> Exported:
-        """Encoder and head."""
-        return Exported(module)
 
 
 RECIPE = LinearProbe

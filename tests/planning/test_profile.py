@@ -84,6 +84,15 @@ def test_finds_the_formula_although_every_third_call_is_disturbed(nano):
     assert float(np.median(np.abs(profile.errors))) < 0.02
 
 
+def test_the_margin_holds_what_the_profile_misses_and_what_calls_differ_by(nano):
+    profile = fake_profile(nano)
+    steady = replace(profile, rows=tuple(replace(row, spread=0.0) for row in profile.rows))
+    assert steady.margin == pytest.approx(max(0.0, np.quantile(steady.errors, 0.95)))
+    shaken = replace(profile, rows=tuple(replace(row, spread=0.04) for row in profile.rows))
+    assert 1 + shaken.margin == pytest.approx((1 + steady.margin) * 1.04)
+    assert replace(profile, rows=()).margin == 0.1
+
+
 def test_measuring_ends_when_its_time_is_up(nano):
     seen = []
     meter = FakeMeter(nano)

@@ -423,7 +423,7 @@ class Planner:
         if self.profile is not None:
             reasons["margin"] = (
                 f"times stay {self.margin:.1%} below limits: of {len(self.profile.errors)} measured points that the "
-                "profile predicted from the others, 1 in 20 took longer than that"
+                "profile predicted from the others, 1 in 20 took longer than that; and the usual spread of calls"
                 + ("; the machine was busy then, so profile it again" if self.margin > BUSY else "")
             )
             if self._is_extrapolated(chosen):

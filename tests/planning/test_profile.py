@@ -93,13 +93,24 @@ def test_the_margin_holds_what_the_profile_misses_and_what_calls_differ_by(nano)
     assert replace(profile, rows=()).margin == 0.1
 
 
+def test_batches_of_a_dear_model_are_measured_beyond_the_cheapest_points():
+    subject = describe("fluxvit/small")
+    profile = measure(subject, FakeMeter(subject), runtimes=ways_of_running(CORES), seconds=200.0)
+    batched = [row for row in profile.rows if row.runtime.batch > 1 and row.runtime.precision == "float32"]
+    cheap = sorted(subject.cost(*point).macs for point in grid_points(subject))[2]
+    dear = [row for row in batched if subject.cost(row.frames, row.size, row.point).macs > cheap]
+    assert {row.runtime for row in dear} == {row.runtime for row in batched}
+    seconds = [row.milliseconds * row.runtime.batch * row.runtime.workers / 1000 for row in dear]
+    assert max(seconds) < 2 * profiles.MOST_DEAR_SECONDS
+
+
 def test_measuring_ends_when_its_time_is_up(nano):
     seen = []
     meter = FakeMeter(nano)
     profile = measure(
         nano, meter, runtimes=ways_of_running(CORES), seconds=40.0, progress=lambda *what: seen.append(what)
     )
-    longest = max(profiles.MOST_NATIVE_SECONDS, profiles.MOST_CALL_SECONDS)
+    longest = max(profiles.MOST_DEAR_SECONDS, profiles.MOST_CALL_SECONDS)
     assert profile.seconds <= 40.0 + longest
     assert seen[-1][0] == seen[-1][1]
     assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)

@@ -44,6 +44,16 @@ def test_corrects_what_no_sum_can_say_near_measured_points():
         assert model.predict(work) == pytest.approx(milliseconds(work) * (1.3 if work.tokens > 500 else 1.0), rel=0.05)
 
 
+def test_few_points_of_another_way_do_not_forget_what_work_costs():
+    """Three points whose times happen to follow their pixels: far above them it is still the work that counts."""
+    train = works(np.random.default_rng(3), 20)
+    one = TimeModel(train, [milliseconds(w) / 6 for w in train])
+    few = [Work(6e9, 1.7e5, 144, 384), Work(17e9, 15e5, 972, 128), Work(14e9, 15e5, 243, 384)]
+    other = TimeModel(few, [16.2, 47.8, 44.7], one)
+    dear = Work(700e9, 15e5, 7776, 384)
+    assert 0.7 < other.predict(dear) / one.predict(dear) < 1.4
+
+
 def test_left_out_errors_tell_noise():
     rng = np.random.default_rng(2)
     train = works(rng, 30)

@@ -36,7 +36,7 @@ from elastivid.planning.timing import TimeModel
 
 SECONDS = 120.0  # time spent on measuring one model
 MOST_CALL_SECONDS = 1.5  # dearer calls are left to extrapolation, but for the native grid on all threads
-MOST_NATIVE_SECONDS = 4.0
+MOST_DEAR_SECONDS = 4.0  # of that one, and of the dearest point of every way of running that holds more than one clip
 MOST_CALLS = 9
 THROUGHPUT_BATCH = 8
 OCTAVES = 6
@@ -304,11 +304,14 @@ def _first_round(
     trials: list[_Trial] = []
     for runtime in runtimes:
         rate, clips = 0.0, runtime.batch * runtime.workers
-        native_limit = MOST_NATIVE_SECONDS if clips == 1 and runtime.threads != 1 else MOST_CALL_SECONDS
+        native_limit = MOST_DEAR_SECONDS if clips == 1 and runtime.threads != 1 else MOST_CALL_SECONDS
         for place, (frames, size, point) in enumerate(points):
             macs = subject.cost(frames, size, point).macs * clips
             if place >= 3 and macs * rate > (native_limit if size == subject.size else MOST_CALL_SECONDS):
-                continue
+                dearer = points[place + 1 :]
+                last = all(subject.cost(*other).macs * clips * rate > MOST_DEAR_SECONDS for other in dearer)
+                if clips == 1 or not last or macs * rate > MOST_DEAR_SECONDS:
+                    continue
             trial = _Trial(frames, size, point, runtime)
             taken = _run(trial, meter)
             rate = taken / macs

@@ -11,7 +11,8 @@ Other ways of running the same model (more clips at a time, other threads) are t
 
     ms = (a + b * reference(work) + c * MACs + d * pixels) * exp(g)
 
-where the constant of the reference is left out: a few points do, and what lies beyond them grows as the reference does.
+where the constant of the reference is left out, and b is held near the usual ratio of the measured points to it: a few
+points do, and what lies beyond them grows as the reference does, whatever their constants and pixels happen to explain.
 
 How far to trust it is measured: every point is left out once and predicted from the others.
 """
@@ -30,6 +31,7 @@ LENGTH_OCTAVES = 1.0  # how far a correction reaches: its weight falls to 0.61 a
 CORRECTION = 0.15  # expected size of a correction, in units of the logarithm
 NOISE = 0.03  # expected error of one measured time, in the same units
 MOST_CORRECTION = math.log(1.5)
+HELD = 0.8  # how firmly b is held: a share of 1 away from the usual ratio weighs as much as an error of this share
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,15 @@ class TimeModel:
             raise ValueError(f"times must be finite and > 0, got {list(milliseconds)}")
         self._reference = reference
         terms = np.array([self._terms(work) for work in works])  # (N, M)
-        self._weights = non_negative_least_squares(terms / self._times[:, None], np.ones(len(works)))  # (M,)
+        relative = terms / self._times[:, None]  # (N, M): what each term adds to a share of 1
+        if reference is not None:
+            ratios = self._times / [reference.predict(work) for work in works]
+            usual = max(1.0, float(np.median(ratios)))
+            held = np.zeros((1, terms.shape[1]))
+            held[0, 1] = 1.0 / usual
+            relative = np.concatenate([relative, HELD * held])  # (N + 1, M)
+        target = np.where(np.arange(len(relative)) < len(works), 1.0, HELD)
+        self._weights = non_negative_least_squares(relative, target)  # (M,)
         left = np.log(self._times / (terms @ self._weights))  # (N,)
         self._places = np.array([work.place for work in works])  # (N, 3)
         kernel = _nearness(self._places, self._places) + NOISE**2 * np.eye(len(works))

@@ -21,11 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import LinearSVC
 from tables import machine, table, write_page
 
 from elastivid.data.augment import Augmentation
@@ -118,6 +114,8 @@ def run_fold(kind: str, args: argparse.Namespace, fold: int) -> None:
 
 def histograms(clip: np.ndarray, grid: int = 3, bins: int = 8) -> np.ndarray:
     """Orientation histograms of gradients and of Farneback flow on a grid, summed over time: classical features."""
+    import cv2
+
     grey = [cv2.cvtColor(cv2.resize(f, (128, 96)), cv2.COLOR_RGB2GRAY) for f in clip]
     fields = []
     for before, after in itertools.pairwise(grey):
@@ -143,6 +141,10 @@ def histograms(clip: np.ndarray, grid: int = 3, bins: int = 8) -> np.ndarray:
 
 def classical(args: argparse.Namespace) -> None:
     """Predictions of a linear SVM on histograms, from the same decoded frames."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
     entries = read_entries(args.labelled)
     config = replace(TUNE, cache=args.out / "clips")
     clips = clips_of(config, entries, sorted({e.label for e in entries}), Augmentation())

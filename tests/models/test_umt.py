@@ -135,6 +135,8 @@ def test_predicted_macs_equal_the_counter():
     counted = measured_macs(lambda: student(clip(1), visible))
     assert TINY.cost(visible=20).macs == pytest.approx(counted, rel=0.001)
     assert PRESETS["base"].cost(frames=8, size=224).gmacs == pytest.approx(180, rel=0.01)
+    teacher = TEACHERS["tiny"].build().eval()
+    assert TEACHERS["tiny"].cost(frames=4).macs == pytest.approx(measured_macs(lambda: teacher(clip(1))), rel=0.001)
 
 
 def test_every_parameter_of_the_student_is_trained():

@@ -16,11 +16,12 @@ from elastivid.recipes import find
 from elastivid.recipes._labelled import DataError, encoder_of
 from elastivid.recipes.flux_umt import FluxUMT, FluxUMTConfig, see
 from elastivid.recipes.mvd_distill import DistillConfig, MVDDistill
+from elastivid.recipes.umt_pretrain import UMTPretrain, UMTPretrainConfig, whole
 from elastivid.recipes.videomae_pretrain import VideoMAEPretrain
 from elastivid.recipes.videomae_v2_pretrain import VideoMAEV2Config, VideoMAEV2Pretrain
 from elastivid.weights.convert import load_encoder
 
-NAMES = ("videomae_pretrain", "videomae_v2_pretrain", "mvd_distill", "flux_umt")
+NAMES = ("videomae_pretrain", "videomae_v2_pretrain", "mvd_distill", "umt_pretrain", "flux_umt")
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,10 @@ def test_teachers_stay_frozen_and_are_asked_for():
         MVDDistill(DistillConfig()).build()
     with pytest.raises(DataError, match="there is no teacher"):
         FluxUMT(FluxUMTConfig()).build()
+    with pytest.raises(DataError, match="there is no teacher"):
+        UMTPretrain(UMTPretrainConfig()).build()
+    with pytest.raises(DataError, match="taught_blocks must be 1 to 3, as many as student and teacher have, got 6"):
+        UMTPretrain(replace(UMTPretrain.small().config, taught_blocks=6)).build()
     with pytest.raises(DataError, match="cubes of one frame, got 2"):
         MVDDistill(replace(MVDDistill.small().config, image_teacher="videomae/tiny")).build()
     with pytest.raises(DataError, match="name a list or a folder of clips"):
@@ -116,6 +121,29 @@ def test_the_student_sees_what_the_teacher_attends_to_among_what_it_saw():
     assert recipe.gmacs(module) > 0
 
 
+def test_a_student_of_cubes_learns_from_the_first_frame_of_each():
+    recipe = UMTPretrain.small()
+    module = recipe.build().eval()
+    sizes = replace(module.student.config.encoder, tubelet_size=2)
+    features, attention = whole(module.teacher, video()[:, ::2], sizes, 2)
+    assert features.shape == (2, 2, 64, 48)  # 4 x 4 x 4 places
+    changed = video()
+    changed[:, 1::2] = 0  # what the teacher does not see
+    assert torch.equal(features, whole(module.teacher, changed[:, ::2], sizes, 2)[0])
+    assert torch.equal(attention, whole(module.teacher, changed[:, ::2], sizes, 2)[1])
+    assert recipe.gmacs(module) > 0
+
+
+def test_an_evaluation_opens_few_clips_of_a_large_set(monkeypatch):
+    recipe, opened = VideoMAEPretrain.small(), []
+    clips = recipe.clips
+    monkeypatch.setattr("elastivid.recipes._masked.EVALUATED", 2)
+    read = clips.frames
+    monkeypatch.setattr(clips, "frames", lambda index, choose: opened.append(index) or read(index, choose))
+    recipe.evaluate(recipe.build().eval())
+    assert set(opened) == {0, 1}
+
+
 def test_a_clip_checkpoint_teaches(tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     config = transformers.CLIPVisionConfig(
@@ -124,8 +152,15 @@ def test_a_clip_checkpoint_teaches(tmp_path):
     )  # fmt: skip
     transformers.CLIPVisionModelWithProjection(config).save_pretrained(tmp_path / "clip")
     (tmp_path / "clip" / "tokenizer.json").write_text("{}")
-    losses = run("flux_umt", tmp_path / "run", f"teacher=hf:{tmp_path / 'clip'}", "steps=3")
-    assert len(losses) == 3
+    for name in ("flux_umt", "umt_pretrain"):
+        losses = run(name, tmp_path / name, f"teacher=hf:{tmp_path / 'clip'}", "steps=3")
+        assert len(losses) == 3
+    config = replace(UMTPretrain.small().config, teacher=f"hf:{tmp_path / 'clip'}")
+    with pytest.raises(DataError, match="the teacher sees 4 patches a side and the student 5; set size to 56"):
+        UMTPretrain(replace(config, size=70, short_side=70)).build()
+    recipe = UMTPretrain(config)
+    module = recipe.build()
+    assert recipe.gmacs(module) > module.teacher.config.cost(frames=8).gmacs
 
 
 def test_every_recipe_has_a_first_line():

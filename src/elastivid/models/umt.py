@@ -145,6 +145,14 @@ class ClipTeacherConfig:
         """An untrained teacher."""
         return ClipTeacher(self)
 
+    def cost(self, *, frames: int) -> Cost:
+        """Closed-form cost of one clip of `frames` frames at the size it was trained at."""
+        images, places = frames // self.tubelet_size, (self.image_size // self.patch_size) ** 2
+        macs = linear_macs(places, 3 * self.tubelet_size * self.patch_size**2, self.embed_dim)
+        macs += self.depth * block_macs(places + 1, self.embed_dim)
+        macs += linear_macs(places + 1, self.embed_dim, 3 * self.embed_dim + 1)  # what the class token attends to
+        return Cost(macs=images * (macs + self.taught_blocks * linear_macs(places, self.embed_dim, self.output_dim)))
+
     @classmethod
     def from_transformers(cls, sizes: Mapping[str, Any], output_dim: int, taught_blocks: int) -> ClipTeacherConfig:
         """Our config for transformers' `CLIPVisionConfig`.

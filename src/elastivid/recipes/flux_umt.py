@@ -197,9 +197,10 @@ class FluxUMT(MaskedRecipe):
             student.cost(frames=frames, size=size, tokens=min(count, available)).macs for count in self.config.counts
         )
         teacher: Any = module.teacher
-        if not isinstance(teacher, ClipTeacher):
-            macs += teacher.config.cost(frames=frames, size=size, tokens=min(self.config.teacher_count, available)).macs
-        return macs / 1e9
+        if isinstance(teacher, ClipTeacher):  # sees every frame whole
+            return (macs + teacher.config.cost(frames=frames).macs) / 1e9
+        seen = min(self.config.teacher_count, available)
+        return (macs + teacher.config.cost(frames=frames, size=size, tokens=seen).macs) / 1e9
 
 
 @torch.no_grad()

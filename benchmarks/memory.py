@@ -1,8 +1,10 @@
 """Long video in constant memory: what guided memory is worth beside rules that do not look at the question.
 
-    python benchmarks/memory.py accuracy --cache FOLDER [--only PART]    # about an hour on one core, resumable
-    python benchmarks/memory.py resident --cache FOLDER                  # resident memory and time per chunk, 6 minutes
-    python benchmarks/memory.py page --cache FOLDER                      # writes docs/benchmarks/memory.md and a plot
+    python benchmarks/memory.py accuracy [--cache FOLDER] [--only PART]  # about half an hour on one core, resumable
+    python benchmarks/memory_cost.py [--cache FOLDER]                    # resident memory and time per frame, 7 minutes
+    python benchmarks/memory.py page [--cache FOLDER]                    # writes docs/benchmarks/memory.md and a plot
+
+Without a word `accuracy`, then `page`.
 
 Videos of 72 to 9,984 frames with planted evidence and a question known beforehand (`elastivid.data.asking`), tokens of
 the shipped model's frozen encoder. Seeds: training 11 and 12, what was chosen by looking at results 21, this page 31.
@@ -11,13 +13,10 @@ the shipped model's frozen encoder. Seeds: training 11 and 12, what was chosen b
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache as cached
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,15 @@ from torch import Tensor
 
 from elastivid.core.answer import Answer
 from elastivid.data.asking import Asked, Drawing, Stock, draw_asked, make_stock, tokens_of
-from elastivid.data.planted import PlantedFormat, planted_library
 from elastivid.data.questions import KINDS, OTHER
 from elastivid.evaluate.metrics import format_share
 from elastivid.memory.adacm2 import AdaCM2, CappedAdaCM2
 from elastivid.memory.bank import MergingMemory
 from elastivid.memory.base import VideoMemory
-from elastivid.memory.cache import CacheMemory
+from elastivid.memory.cache import CacheMemory, Retention
 from elastivid.memory.window import FirstInFirstOut, KeepAll, RandomKeeping, UniformThinning
 from elastivid.models.tiny_vlm import COUNT, WHEN, TinyVLM, chunk_times
-from elastivid.search.watch import Watch, WatchPlan, read_answers
+from elastivid.search.watch import read_answers
 from elastivid.weights.load import load_asker
 
 SEED = 31
@@ -48,7 +46,9 @@ FRACTION = 20  # memory of the main table, as a part of keeping all of the longe
 RECENT = 0.1
 BATCH = 63
 WATCH = "Watch: decode, encode, remember"
-LENGTHS = (100, 1000, 10_000)  # frames at which memory is read
+COST_LENGTHS = (100, 1000, 10_000)  # frames at which memory and time are read
+SMALL_TOKENS = 50  # a cap that is full at all of them
+CACHE = Path("runs/memory")
 INTRODUCTION = """Videos are put together from rendered events, encoded once: every 12 s something else is seen (busy) \
 or mostly nothing (quiet). What a question asks about is planted once, for "how often" one to four times, at random \
 times; a quarter of the questions ask about what is not there. Everything else is drawn so that the answer is unique \
@@ -58,6 +58,11 @@ All compositions of colour, shape and motion occur, also those that training nev
 autocast to bfloat16, keys and values are kept in it."""
 KINDS_NOTE = """The last two rows are what the model itself can do, with everything in sight. It was trained on videos \
 of up to 3,840 frames: beyond that it finds what is there, but takes more and more look-alikes for what is not."""
+COST_NOTE = """Times are those of the Q-Former alone, tokens at hand; the last row reads, encodes and remembers a file \
+of 10,000 frames at 2 frames/s, in 1 MB. Rules and lengths take turns on one quiet core, medians of 40 turns of eight \
+chunks (`Watch`: 12 of six). A memory that is not full has less to look at: the cap of 312 tokens is full from 504 \
+frames on, so "apart" compares 1,000 with 10,000 frames there, and all three lengths in the other rows: the cap of 50 \
+tokens is full at each of them."""
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "memory.png"
 RULES: dict[str, Callable[[int], VideoMemory]] = {  # by tokens of a layer
     "AdaCM2, guided by the question": lambda m: CacheMemory(CappedAdaCM2(m, RECENT)),
@@ -107,20 +112,33 @@ def answered(model: TinyVLM, memory: VideoMemory, visual: Tensor, questions: lis
     chunk = model.config.chunk_seconds
     starts = chunk * torch.arange(float(visual.shape[1]))
     seconds = chunk_times(starts, model.config).expand(len(visual), -1, -1)  # (B, T, P)
-    if isinstance(memory, CacheMemory) and isinstance(memory.rule, AdaCM2 | CappedAdaCM2):
+    if not isinstance(memory, CacheMemory):
+        memory = model.qformer.absorb(visual, seconds, memory)
+    elif isinstance(memory.rule, AdaCM2 | CappedAdaCM2):
         text = {"text": model.question_text(asked), "text_valid": asked.valid}
         streamed = model.qformer.stream(visual, seconds, memory, **text).memory
         assert streamed is not None
         memory = streamed
-    elif isinstance(memory, CacheMemory) and isinstance(memory.rule, KeepAll):
-        whole = memory.append(visual.flatten(1, 2), seconds.flatten(1, 2))  # all chunks at once: the same entries
+    else:
+        kept = kept_places(memory.rule, *visual.shape[1:3])
+        memory = CacheMemory(KeepAll()).append(visual.flatten(1, 2)[:, kept], seconds.flatten(1, 2)[:, kept])
         for number, layer in enumerate(model.qformer.blocks[:: model.config.qformer.cross_every]):
             assert layer.cross is not None
-            _, whole = whole.entries(number, layer.cross.project)
-        memory = whole.finish()
-    else:
-        memory = model.qformer.absorb(visual, seconds, memory)
+            _, memory = memory.entries(number, layer.cross.project)
+        memory = memory.finish()
     return read_answers(model, memory, asked, [q.text for q in questions], visual.shape[1] * chunk)
+
+
+@cached
+def kept_places(rule: Retention, chunks: int, chunk_tokens: int) -> Tensor:
+    """Places of the tokens that a rule without a look at scores leaves of a video, the same for every video and layer:
+    the memory itself runs, over the numbers of the tokens instead of their keys and values."""
+    memory, numbers = CacheMemory(rule), torch.arange(chunks * chunk_tokens).reshape(chunks, 1, chunk_tokens, 1)
+    for number in numbers:  # (1, P, 1)
+        memory = memory.append(number, torch.zeros(1, chunk_tokens))
+        entries, memory = memory.entries(0, lambda shown: (shown, shown))
+        memory = memory.settle(0, entries.seconds).finish()
+    return memory.layers[0].keys.flatten()
 
 
 def drawn(stock: Stock, chunks: int, count: int, busy: float, kinds: tuple[str, ...] = KINDS) -> list[Asked]:
@@ -138,12 +156,11 @@ def measure(model: TinyVLM, stock: Stock, part: dict[str, Any], path: Path, unti
     questions = drawn(stock, part["chunks"], part["questions"], part["busy"], tuple(part.get("kinds", KINDS)))
     memory, half = memory_of(part), path.with_suffix(".half")
     result = json.loads(half.read_text()) if half.exists() else {**part, "marks": [], "false_answers": [], "seconds": 0}
-    batch = BATCH if part["chunks"] <= 120 else BATCH // 3
     while len(result["marks"]) < len(questions):
         if time.perf_counter() > until:
             return False
         started, first = time.perf_counter(), len(result["marks"])
-        some = questions[first : first + batch]
+        some = questions[first : first + BATCH]
         visual = torch.stack([tokens_of(stock, q) for q in some])
         for question, answer in zip(some, answered(model, memory, visual, some), strict=True):
             result["marks"].append(
@@ -184,9 +201,9 @@ def parts() -> dict[str, dict[str, Any]]:
     for alpha, beta in ABLATED:
         add(f"alpha {alpha} beta {beta}", rule=GUIDED, chunks=120, alpha=alpha, beta=beta, questions=126)
     for share in (100, 5):
-        for rule in (GUIDED, "uniform thinning", "MA-LMM merging bank"):
+        for rule in RULES:
             add(f"1/{share} {rule}", rule=rule, chunks=LONGEST, tokens=share_tokens(share), questions=126)
-    for rule in (GUIDED, KEEP, "uniform thinning", "MA-LMM merging bank"):
+    for rule in (*RULES, KEEP):
         add(f"quiet {rule}", rule=rule, chunks=LONGEST, busy=0.1, questions=126)
     for recent in (0.0, 0.1, 0.5, 0.9):
         add(f"recent {recent}", rule=GUIDED, chunks=360, tokens=60, recent=recent, questions=126)
@@ -217,95 +234,6 @@ def stock_of(cache: Path, model: TinyVLM) -> Stock:
     return Stock.load(path)
 
 
-def resident(cache: Path, address: str) -> None:
-    """Memory and time while a video grows, each rule in a process of its own; then a real file through `Watch`."""
-    names = [*RULES, KEEP, WATCH]
-    for name in names:
-        command = [sys.executable, __file__, "one", "--cache", str(cache), "--model", address, "--only", name]
-        subprocess.run(command, check=True)
-
-
-def one(cache: Path, address: str, name: str) -> None:
-    """`resident` for one rule: bytes held above a warmed baseline, bytes of state, and seconds per frame."""
-    if name == WATCH:
-        rows = _watched(cache, address)
-    else:
-        rows = _streamed(cache, load_asker(address), name)
-    path = cache / "results" / f"resident {name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"name": name, "rows": rows}))
-    print(name, rows, flush=True)
-
-
-@torch.autocast("cpu", torch.bfloat16)
-@torch.inference_mode()
-def _streamed(cache: Path, model: TinyVLM, name: str) -> list[dict[str, float]]:
-    stock = stock_of(cache, model)
-    rng = np.random.default_rng(SEED)
-    asked = model.questions(["when does the red star spin?"])
-    text = {"text": model.question_text(asked), "text_valid": asked.valid}
-    tokens = share_tokens(FRACTION)
-
-    def grown(memory: VideoMemory, first: int, last: int) -> VideoMemory:
-        for chunk in range(first, last):
-            event = int(rng.integers(len(stock.phrases)))
-            visual = stock.tokens[event, chunk % 3][None, None].float()  # (1, 1, P, C)
-            seconds = chunk_times(torch.tensor([4.0 * chunk]), model.config)[None]  # (1, 1, P)
-            grew = model.qformer.stream(visual, seconds, memory, **text).memory
-            assert grew is not None
-            memory = grew
-        return memory
-
-    def fresh() -> VideoMemory:
-        return memory_of({"rule": name, "tokens": tokens})
-
-    grown(fresh(), 0, 100)  # warm
-    return _grown_rows(fresh(), grown)
-
-
-def _grown_rows(memory: Any, grown: Callable[[Any, int, int], Any]) -> list[dict[str, float]]:
-    baseline, rows, done = _resident_bytes(), [], 0
-    for frames in LENGTHS:
-        goal = frames // 8
-        last = max(done, goal - 12)  # time is taken over the last dozen chunks before each length
-        memory = grown(memory, done, last)
-        started = time.perf_counter()
-        memory = grown(memory, last, goal)
-        per_frame = (time.perf_counter() - started) / max(1, goal - last) / 8
-        done = goal
-        held = _resident_bytes() - baseline
-        rows.append({"frames": frames, "resident": held, "state": memory.nbytes, "seconds_per_frame": per_frame})
-    return rows
-
-
-def _watched(cache: Path, address: str) -> list[dict[str, float]]:
-    form = PlantedFormat(fps=2, seconds_per_event=128.0)
-    library = planted_library(cache / "long", (85.0,), SEED, planted_format=form, processes=1)
-    path = cache / "long" / library.videos[0].file
-    plan = WatchPlan(model=address, memory_bytes=1_000_000, precision="bfloat16")
-    questions = ["when does the red star spin?"]
-    with Watch(path, questions, plan) as warm:
-        warm.run(until_seconds=400.0)  # long enough that its memory is full
-
-    def grown(watch: Watch, first: int, last: int) -> Watch:
-        if last > first:
-            watch.run(until_seconds=4.0 * last)
-        return watch
-
-    with Watch(path, questions, plan) as watch:
-        return _grown_rows(watch, grown)
-
-
-def _resident_bytes() -> int:
-    """Bytes of memory of this process, freed ones given back first."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this system does not tell the memory of a process")
-
-
 def verdict(rows: list[dict[str, float]]) -> str:
     """Whether memory stays flat from the second length on: within 5 % or 8 MB."""
     held = [row["resident"] + row["state"] for row in rows[1:]]
@@ -325,20 +253,10 @@ def page(cache: Path, model: TinyVLM) -> None:
         *_kinds_table(found),
         *_memory_table(found),
         *_ablations(found),
-        *_resident_table(found),
+        *_cost_tables(found),
     ]
-    texts = [text for text in map(_measured_only, texts) if text]
     _draw(found)
     write_page("memory", *texts)
-
-
-def _measured_only(text: str) -> str:
-    """`text`; of a table the rows that hold a measurement, nothing where there is none."""
-    if not text.startswith("| "):
-        return text
-    head, rows = text.split("\n")[:2], text.split("\n")[2:]
-    kept = [row for row in rows if any(cell.strip(" -") for cell in row.strip("| ").split(" | ")[1:])]
-    return "\n".join(head + kept) if kept else "Not measured yet."
 
 
 def _is_of(kind: str, mark: Sequence[Any]) -> bool:
@@ -472,25 +390,32 @@ def _ablations(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def _resident_table(found: dict[str, Any]) -> list[str]:
-    rows = []
+def _cost_tables(found: dict[str, Any]) -> list[str]:
+    held_rows, time_rows = [], []
     for name in (*RULES, KEEP, WATCH):
-        result = found.get(f"resident {name}")
-        if result is None:
+        if f"resident {name}" not in found:
             continue
-        held = [f"{(r['resident'] + r['state']) / 1e6:.1f}" for r in result["rows"]]
-        state = f"{result['rows'][-1]['state'] / 1e6:.2f}"
-        paces = [1e3 * r["seconds_per_frame"] for r in result["rows"]]
-        rows.append([name, *held, state, verdict(result["rows"]), *(f"{p:.2f}" for p in paces)])
-    head = ["one question", *(f"{n:,} frames, MB" for n in LENGTHS), "of which state, MB", "check"]
-    head += [f"ms a frame at {n:,}" for n in LENGTHS]
+        rows = found[f"resident {name}"]["rows"]
+        held = [f"{(r['resident'] + r['state']) / 1e6:.1f}" for r in rows]
+        held_rows.append([name, *held, f"{rows[-1]['state'] / 1e6:.2f}", verdict(rows)])
+    for tokens in (share_tokens(FRACTION), SMALL_TOKENS, 0):
+        for name in (KEEP, WATCH) if not tokens else RULES:
+            if f"times {name} {tokens}" not in found:
+                continue
+            rows = found[f"times {name} {tokens}"]["rows"]
+            full = rows if tokens != share_tokens(FRACTION) else rows[1:]
+            ratios = [r["ratio"] for r in full]
+            paces = [f"{1e3 * r['seconds']:.2f}" for r in rows]
+            apart = f"{100 * (max(ratios) / min(ratios) - 1):.0f} %"
+            time_rows.append([name, str(tokens or "-"), *paces, apart])
+    head = ["one question", *(f"{n:,} frames, MB" for n in COST_LENGTHS), "of which state, MB", "check"]
+    time_head = ["ms a frame", "cap, tokens a layer", *(f"at {n:,} frames" for n in COST_LENGTHS), "apart where full"]
     return [
         "## Resident memory and time",
         "Memory of the process above a warmed baseline plus bytes of the state. The check: from 1,000 to 10,000 frames "
-        "within 5 % or 8 MB. Times of the rules are those of the Q-Former alone, tokens at hand, means of twelve "
-        "chunks on a quiet machine (keep all: while other programs ran); the last row reads, "
-        "encodes and remembers a file of 10,000 frames at 2 frames/s.",
-        table(head, rows),
+        "within 5 % or 8 MB.",
+        table(head, held_rows),
+        *([COST_NOTE, table(time_head, time_rows)] if time_rows else []),
     ]
 
 
@@ -540,20 +465,17 @@ def _draw(found: dict[str, Any]) -> None:
 def main() -> None:
     """See the top of the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("accuracy", "resident", "page", "one"))
-    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("what", nargs="?", default="all", choices=("all", "accuracy", "page"))
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--model", default="nano-ask")
     parser.add_argument("--only", default="", help="parts whose name holds this")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no part after this time")
     args = parser.parse_args()
-    if args.what == "accuracy":
-        accuracy(args.cache, load_asker(args.model), args.only, args.seconds)
-    elif args.what == "resident":
-        resident(args.cache, args.model)
-    elif args.what == "one":
-        one(args.cache, args.model, args.only)
-    else:
-        page(args.cache, load_asker(args.model))
+    model = load_asker(args.model)
+    if args.what in ("all", "accuracy"):
+        accuracy(args.cache, model, args.only, args.seconds)
+    if args.what in ("all", "page"):
+        page(args.cache, model)
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ def test_the_index_is_chosen_by_option_or_environment(colours, monkeypatch, caps
         (("info", "videos"), 1, "elastivid: videos is a folder but no index"),
         (("info", "videos/noise.mp4"), 1, "elastivid: .*noise.mp4"),
         (("info", "videos/c.mp4"), 1, r"elastivid: no such file: videos/c\.mp4"),
+        (("ask", "nope.mp4", "is it red?"), 1, r"elastivid: 'nope\.mp4': no such file; check the spelling or mount"),
         (("info", "nope.ev"), 1, r"elastivid: there is no index at nope\.ev"),
         (("info", "nanno"), 1, "elastivid: unknown weights .*'nanno'.*Did you mean 'nano'"),
     ],

@@ -92,6 +92,20 @@ def test_counted_events_lie_apart(stock):
     assert counts == set(range(1, MOST_EVENTS + 1))
 
 
+def test_near_misses_share_colour_or_shape_and_nothing_fits_by_chance(stock):
+    def near_share(**drawing):
+        found = []
+        for asked in draws(stock, "exists", 30, busy=1.0, one_camera=0.0, absent=1.0, **drawing):
+            wanted = asked.phrases[0]
+            things = shown(stock, asked).values()
+            assert not any(fits("exists", phrase, wanted) for phrase in things)
+            found += [phrase.colour == wanted.colour or phrase.shape == wanted.shape for phrase in things]
+        return np.mean(found)
+
+    assert near_share(near=1.0) == 1
+    assert near_share(near=0.5) > near_share() + 0.2
+
+
 def test_shares_are_kept(stock):
     many = draws(stock, None, 400, other=0.1, absent=0.5)
     others = [a for a in many if a.kind == OTHER]

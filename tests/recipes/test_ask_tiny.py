@@ -31,6 +31,7 @@ def test_samples_depend_on_their_position_only(tmp_path):
     drawn = recipe.dataset(recipe.stages()[0])
     assert drawn[3]["text"] == drawn[3]["text"]
     assert (drawn[3]["visual"] == drawn[3]["visual"]).all()
+    assert drawn[3]["text"] != recipe.dataset(recipe.stages()[1])[3]["text"]
     assert len({drawn[n]["visual"].shape for n in (4, 5)}) == 1  # a batch of two shares its length
     batch = recipe.collate([drawn[4], drawn[5]])
     assert batch["visual"].ndim == 4

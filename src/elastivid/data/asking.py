@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -55,12 +56,12 @@ class Stock:
     ends: np.ndarray
     bare: Tensor
 
-    @property
+    @cached_property
     def colours(self) -> np.ndarray:
         """Number of each event's colour (E,)."""
         return np.array([list(COLOURS).index(p.colour) for p in self.phrases])
 
-    @property
+    @cached_property
     def shapes(self) -> np.ndarray:
         """Number of each event's shape (E,)."""
         return np.array([SHAPES.index(p.shape) for p in self.phrases])
@@ -236,6 +237,7 @@ class Drawing:
         busy: share of slots that hold something; `None` draws it for each video.
         one_camera: share of videos with a single background.
         held_out: wordings that training does not use, where there are such.
+        near: share of the other slots that hold a near miss for certain: colour or shape of what is asked about.
     """
 
     chunks: int
@@ -244,6 +246,7 @@ class Drawing:
     busy: float | None = None
     one_camera: float = 0.4
     held_out: bool = False
+    near: float = 0.0
 
 
 def draw_asked(stock: Stock, rng: np.random.Generator, drawing: Drawing, kind: str | None = None) -> Asked:
@@ -269,6 +272,10 @@ def draw_asked(stock: Stock, rng: np.random.Generator, drawing: Drawing, kind: s
         placed = [[], [0], [1]][int(rng.integers(3))]
     places = _places(rng, count, len(placed), COUNTED_APART if kind == "count" else 1)
     slots = _fill(stock, rng, count, usable & ~forbidden, drawing.busy)
+    if drawing.near and keys:
+        alike = np.isin(stock.colours, stock.colours[keys]) | np.isin(stock.shapes, stock.shapes[keys])
+        misses = _fill(stock, rng, count, usable & ~forbidden & alike, drawing.near)
+        slots = np.where((slots >= 0) & (misses >= 0), misses, slots)
     slots[places] = [keys[k] for k in placed]
     spans = tuple(
         (SLOT_SECONDS * p + float(stock.starts[slots[p]]), SLOT_SECONDS * p + float(stock.ends[slots[p]]))

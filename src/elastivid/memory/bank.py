@@ -112,10 +112,12 @@ class Bank:
         return Bank(slots, size, seconds, self.counts)
 
     def _gather(self, places: Tensor) -> Bank:
-        wide = places.unsqueeze(-1).expand(-1, -1, -1, self.slots.shape[-1])  # (B, S', P) -> (B, S', P, C)
-        return Bank(
-            self.slots.gather(1, wide), self.sizes.gather(1, places), self.seconds.gather(1, places), self.counts
-        )
+        rows, length, tokens = self.seconds.shape
+        row = torch.arange(rows, device=places.device)[:, None, None]  # (B, 1, 1)
+        token = torch.arange(tokens, device=places.device)  # (P,)
+        flat = ((row * length + places) * tokens + token).flatten()  # (B, S', P) -> (B*S'*P,)
+        slots = self.slots.flatten(0, 2).index_select(0, flat).unflatten(0, places.shape)  # (B, S', P, C)
+        return Bank(slots, self.sizes.gather(1, places), self.seconds.gather(1, places), self.counts)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Bank:
         """`function` applied to every tensor."""

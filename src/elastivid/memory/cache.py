@@ -76,12 +76,13 @@ class Cached:
 
     def gather(self, places: Tensor) -> Cached:
         """Tokens at `places` (B, K)."""
-        wide = places.unsqueeze(-1).expand(-1, -1, self.keys.shape[-1])  # (B, K) -> (B, K, D)
+        rows, length = self.seconds.shape
+        flat = (places + length * torch.arange(rows, device=places.device)[:, None]).flatten()  # (B, K) -> (B*K,)
         return Cached(
-            self.keys.gather(1, wide),
-            self.values.gather(1, wide),
-            self.seconds.gather(1, places),
-            self.frame.gather(1, places),
+            **{  # whole tokens are copied, (B, N, ...) -> (B*N, ...) -> (B, K, ...)
+                name: t.flatten(0, 1).index_select(0, flat).unflatten(0, places.shape)
+                for name, t in self.tensors().items()
+            }
         )
 
 
@@ -170,10 +171,9 @@ class CacheMemory(VideoMemory):
         order = order.to(scores.device)
         ranked = self.rule.priorities(Candidates(layer, scores, held.frame, order, counts))  # (B, N)
         ranked = ranked.masked_fill(order < 0, -torch.inf)
-        best = ranked.argsort(dim=1, descending=True, stable=True)  # (B, N)
-        rank = torch.empty_like(best).scatter_(1, best, torch.arange(length, device=best.device).expand_as(best))
-        stays = rank < keep.to(rank.device)[:, None]  # (B, N)
-        places = stays.int().argsort(dim=1, stable=True)[:, length - int(keep.max()) :]  # (B, K), kept ones last
+        best = ranked.argsort(dim=1, descending=True, stable=True)[:, : int(keep.max())]  # (B, K)
+        spare = torch.arange(best.shape[1]) >= keep[:, None]  # (B, K): rows that keep fewer are padded in front
+        places = best.masked_fill(spare.to(best.device), -1).sort(dim=1).values.clamp(min=0)  # (B, K)
         left = held.gather(places)
         return replace(self, layers=_put(self.layers, layer, left), counts=_put(self.counts, layer, keep))
 

@@ -2,12 +2,15 @@
 
     elastivid train ask_tiny --out runs/ask
 
-A stock of rendered events is encoded once (`elastivid.data.asking`, kept in `cache`); videos of 24 to 2,000 frames with
-a question each are put together from it. The loss is that of the answer's words plus where the queries should look
+A stock of rendered events is encoded once (`elastivid.data.asking`, kept in `cache`); videos with a question each are
+put together from it. The loss is that of the answer's words plus where the queries should look
 (`elastivid.models.tiny_vlm.evidence_loss`). Training sees all tokens of a video; memories are for those who ask.
 
-Full scale: 2,000 events (3 minutes on one free core), then 3,200 steps of 32 questions (0.2 s each). The
-shipped weights are the moving average after 1,613 of them. Expected: docs/benchmarks/memory.md.
+Stages: `short` (videos of 48 to 384 frames, full of near misses: what to look for), then `long` (to 9,984 frames: how
+much looks alike where there is much to look at, and when to say that nothing is there).
+
+Full scale: 2,000 events (3 minutes on one free core), then 2,600 steps of 32 questions at 0.13 s and 1,600 at 0.3 s.
+Expected: docs/benchmarks/memory.md.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from elastivid.data.asking import (
     tokens_of,
     wanted_of,
 )
-from elastivid.data.questions import KINDS, answer_words
+from elastivid.data.questions import KINDS, OTHER, answer_words
 from elastivid.models.dual import FluxDual
 from elastivid.models.tiny_vlm import (
     BEGIN,
@@ -53,7 +56,11 @@ from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
 from elastivid.train.stages import Stage
 from elastivid.weights.load import load
 
-LENGTHS = (6, 9, 12, 18, 24, 36, 48, 72, 96, 144, 240, 480)  # chunks of a video
+SHORT = (6, 9, 12, 18, 24, 36, 48)  # chunks of a video
+LONG = (9, 18, 36, 72, 144, 288, 576, 1248)
+ABSENT_SHARE = 0.3  # of questions whose evidence is not there
+NEAR_SHARE = 0.3  # of the other slots with a near miss for certain
+ASKED = {**dict.fromkeys(KINDS, 1.0), "motion": 3.0, OTHER: 0.25}  # how often, relative to each other
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,11 @@ class AskTinyConfig(RecipeConfig):
     """Settings of `ask_tiny`.
 
     Args:
-        steps: optimizer steps; with `minutes` as many as fit.
+        steps: optimizer steps of the stages `short` and `long`; with `minutes` their shares of the time.
         learning_rate: peak.
         cache: folder for the encoded stocks.
         backgrounds, events: of the stock: how many backgrounds, and events on each.
-        lengths: chunks of the videos of a batch, drawn so that each length costs about the same.
+        lengths: of either stage: chunks of the videos of a batch, one drawn with odds of 1 / sqrt(chunks).
         evidence_weight: of the loss of where to look.
         questions: questions per kind of an evaluation, on a stock of its own.
     """
@@ -73,12 +80,12 @@ class AskTinyConfig(RecipeConfig):
     batch_size: int = 32
     precision: str = "bfloat16"
     num_workers: int = 0
-    steps: int = 3200
+    steps: tuple[int, int] = (2600, 1600)
     learning_rate: float = 1e-3
     cache: Path = Path("runs/ask_stock")
     backgrounds: int = 80
     events: int = 25
-    lengths: tuple[int, ...] = LENGTHS
+    lengths: tuple[tuple[int, ...], tuple[int, ...]] = (SHORT, LONG)
     evidence_weight: float = 0.5
     questions: int = 40
 
@@ -86,16 +93,20 @@ class AskTinyConfig(RecipeConfig):
 class Drawn(Dataset):
     """Videos with questions by position; a batch shares its length."""
 
-    def __init__(self, stock: Stock, config: AskTinyConfig, model: TinyVLMConfig) -> None:
-        self.stock, self.config, self.model = stock, config, model
-        chance = 1 / np.sqrt(np.array(config.lengths, dtype=float))
+    def __init__(self, stock: Stock, config: AskTinyConfig, model: TinyVLMConfig, stage: int) -> None:
+        self.stock, self.config, self.model, self.stage = stock, config, model, stage
+        chance = 1 / np.sqrt(np.array(config.lengths[stage], dtype=float))
         self.chance = chance / chance.sum()
+        odds = np.array(list(ASKED.values()))
+        self.odds = odds / odds.sum()
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        of_batch = np.random.default_rng(mixed(self.config.seed, 1, position // self.config.batch_size))
-        rng = np.random.default_rng(mixed(self.config.seed, 2, position))
-        chunks = int(of_batch.choice(self.config.lengths, p=self.chance))
-        asked = draw_asked(self.stock, rng, Drawing(chunks))
+        seed, stage = self.config.seed, self.stage
+        of_batch = np.random.default_rng(mixed(seed, 1, stage, position // self.config.batch_size))
+        rng = np.random.default_rng(mixed(seed, 2, stage, position))
+        chunks = int(of_batch.choice(self.config.lengths[stage], p=self.chance))
+        kind = str(rng.choice(list(ASKED), p=self.odds))
+        asked = draw_asked(self.stock, rng, Drawing(chunks, absent=ABSENT_SHARE, near=NEAR_SHARE), kind)
         return sample_of(self.stock, asked, self.model, rng)
 
 
@@ -128,8 +139,8 @@ class AskTiny(Recipe):
     def smoke(cls, config: AskTinyConfig) -> AskTinyConfig:
         """Two backgrounds with three events each, a few steps."""
         return replace(
-            config, batch_size=2, steps=4, backgrounds=2, events=3, lengths=(6, 9), questions=1, log_every=1,
-            precision="float32", cache=Path("runs/ask_smoke"),
+            config, batch_size=2, steps=(2, 2), backgrounds=2, events=3, lengths=((6, 9), (6, 9)), questions=1,
+            log_every=1, precision="float32", cache=Path("runs/ask_smoke"),
         )  # fmt: skip
 
     @cached_property
@@ -159,19 +170,20 @@ class AskTiny(Recipe):
         return self.model_config.build()
 
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything but what nobody reads: the text that leaves the last layer."""
-        steps, last = self.config.steps, self.model_config.qformer.depth - 1
-        return (
-            Stage(
-                "ask", steps, self.config.learning_rate, warmup_steps=max(1, steps // 20), final_share=0.02,
-                weight_decay=0.02, betas=(0.9, 0.98), ema_decay=0.998 if steps > 1000 else None,
-                trained=("*", f"!qformer.layers.{last}.text_*"),
-            ),
+        """Both train everything but what nobody reads: the text that leaves the last layer."""
+        last, rate = self.model_config.qformer.depth - 1, self.config.learning_rate
+        short, long = self.config.steps
+        usual = Stage(
+            "short", short, rate, warmup_steps=max(1, short // 15), final_share=0.5, weight_decay=0.02,
+            betas=(0.9, 0.98), ema_decay=0.998 if short > 1000 else None,
+            trained=("*", f"!qformer.layers.{last}.text_*"),
         )  # fmt: skip
+        return usual, replace(usual, name="long", steps=long, learning_rate=rate / 2, warmup_steps=0, final_share=0.02)
 
     def dataset(self, stage: Stage) -> Dataset:
         """Questions without end."""
-        return Drawn(self.stock("train", 11, self.config.backgrounds, "train"), self.config, self.model_config)
+        stock = self.stock("train", 11, self.config.backgrounds, "train")
+        return Drawn(stock, self.config, self.model_config, int(stage.name == "long"))
 
     def collate(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Stacked tensors, words of the questions and of the answers."""
@@ -232,4 +244,4 @@ def times_of(visual: Tensor, config: TinyVLMConfig) -> tuple[Tensor, Tensor]:
 
 
 RECIPE = AskTiny
-assert min(LENGTHS) // 2 >= SLOT_CHUNKS
+assert min(*SHORT, *LONG) // 2 >= SLOT_CHUNKS

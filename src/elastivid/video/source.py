@@ -129,7 +129,9 @@ def local_file(path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         hint = " Only local files are read: download it first." if "://" in str(name) else ""
         hint += " Or allow addresses (--allow-url, allow_url=True)." if is_url(name) else ""
-        raise VideoNotFoundError(f"{name!r}: no such file ({error}).{hint}") from error
+        absent = isinstance(error, FileNotFoundError)
+        what = "no such file" if absent else f"no such file ({getattr(error, 'strerror', None) or error})"
+        raise VideoNotFoundError(f"{name!r}: {what}; check the spelling or mount the drive.{hint}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise NotAVideoError(f"{name!r} is {kind}; give the path of one video file")

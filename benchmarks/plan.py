@@ -11,6 +11,7 @@
 The steps are apart because each wants the machine for itself for some minutes. What they find lies in the folder of
 `ELASTIVID_CACHE` (or the user's cache folder) until the page is written.
 
+Plans are made as the command makes them: with the profile, and a look at how fast the machine is at that moment.
 Measured, per kind of limit: milliseconds through `Runner` (median of three calls and more, again while other programs
 took more than a tenth of the processors it needs); x realtime from a fresh
 measurement of reading and of `Runner` with the plan's workers; GMACs by torch's counter; MB by torch's allocator, once
@@ -47,7 +48,7 @@ from elastivid.models.fluxvit import FluxViTConfig
 from elastivid.planning.load import Watch
 from elastivid.planning.meter import DISTURBED
 from elastivid.planning.plan import Estimate, Planner
-from elastivid.planning.prepare import profile_now, read_now
+from elastivid.planning.prepare import TIMED, checked_now, profile_now, read_now
 from elastivid.planning.profile import cache_folder, load_profile, profiled_widths
 from elastivid.planning.reading import Source, load_reading, measure_reading
 from elastivid.planning.run import Executor, Runner
@@ -134,8 +135,11 @@ def check_step(name: str) -> None:
         if kind not in floors:
             floors[kind] = spent(as_plan(floor, name), model, kind, planner, reading)
         row = {"kind": kind, "limit": limit, "cheapest": floors[kind], "plan": None}
+        now = planner
+        if KINDS[kind][0] in TIMED:  # as the command does
+            now = Planner(subject, profile=checked_now(planner.profile), reading=planner.reading, source=SOURCE)
         try:
-            plan = planner.plan(budget)
+            plan = now.plan(budget)
         except BudgetError:
             plan = None
         if plan is not None:

@@ -29,6 +29,7 @@ def videos(tmp_path, monkeypatch):
     """A folder with two videos and a broken one, on a machine with made-up times."""
     monkeypatch.setenv("ELASTIVID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("elastivid.search.planned.ENCODER_THREADS", CORES)
+    monkeypatch.setattr("elastivid.planning.prepare.checked_now", lambda profile: profile)  # a machine that is not this
     subject = describe("nano")
     save_profile(fake_profile(subject))
     save_reading(fake_reading())

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from machines import CORES, FakeMeter, fake_profile, fake_reading
 
+from elastivid.core.budget import Budget
 from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
 from elastivid.planning import profile as profiles
 from elastivid.planning.meter import RealMeter
+from elastivid.planning.plan import Planner
 from elastivid.planning.prepare import read_now
 from elastivid.planning.profile import (
     Profile,
+    as_it_is_now,
     grid_points,
     load_profile,
     measure,
@@ -102,6 +105,27 @@ def test_batches_of_a_dear_model_are_measured_beyond_the_cheapest_points():
     assert {row.runtime for row in dear} == {row.runtime for row in batched}
     seconds = [row.milliseconds * row.runtime.batch * row.runtime.workers / 1000 for row in dear]
     assert max(seconds) < 2 * profiles.MOST_DEAR_SECONDS
+
+
+def test_a_slower_hour_makes_times_longer_and_a_faster_one_changes_nothing(nano):
+    profile = measure(nano, FakeMeter(nano), runtimes=ways_of_running(CORES), seconds=60.0)
+    single, alone = Runtime(threads=CORES), Runtime(threads=1)
+
+    def meter(frames, size, point, runtime):
+        found = next(
+            r for r in profile.rows if (r.frames, r.size, r.point, r.runtime) == (frames, size, point, runtime)
+        )
+        return found.milliseconds * (1.5 if runtime.threads == CORES else 0.5), 0.1
+
+    now, point = as_it_is_now(profile, meter), OperatingPoint(tokens=300)
+    assert now.slowed == pytest.approx(1.5)
+    assert now.predict(8, 168, point, single) == pytest.approx(1.5 * profile.predict(8, 168, point, single), rel=0.01)
+    assert now.predict(8, 168, point, alone) == pytest.approx(profile.predict(8, 168, point, alone), rel=0.15)
+    budget = Budget.parse("20ms, batch 1")
+    before, after = (Planner(nano, profile=known).plan(budget) for known in (profile, now))
+    assert after.point.tokens < before.point.tokens or after.runtime != before.runtime
+    assert "1.5x slower at the moment" in after.reasons["now"]
+    assert "now" not in before.reasons
 
 
 def test_measuring_ends_when_its_time_is_up(nano):

@@ -32,6 +32,7 @@ Width = int | tuple[int, ...]
 TOKEN_STEP = 8
 MEMORY = ("state_megabytes", "total_megabytes")
 MEMORY_MARGIN = 0.1  # closed forms of peak memory are right to a tenth (benchmarks/plan.py)
+SLOWED = 0.1  # slower than this is worth a word
 BUSY = 0.25  # a margin above this comes from a machine that was disturbed while it was measured
 FRAME_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 SIZE_SHARES = (1.0, 5 / 6, 2 / 3, 1 / 2)
@@ -426,6 +427,11 @@ class Planner:
                 "profile predicted from the others, 1 in 20 took longer than that; and the usual spread of calls"
                 + ("; the machine was busy then, so profile it again" if self.margin > BUSY else "")
             )
+            if self.profile.slowed > 1.0 + SLOWED:
+                reasons["now"] = (
+                    f"this machine is up to {self.profile.slowed:.1f}x slower at the moment than when it was profiled "
+                    f"({self.profile.measured_at[:10]}): times are those of now"
+                )
             if self._is_extrapolated(chosen):
                 reasons["extrapolated"] = "the point is dearer than any that was measured; trust its time less"
         return reasons

@@ -13,6 +13,7 @@ from elastivid.planning.plan import Fixed, Planner
 from elastivid.planning.profile import (
     SECONDS,
     Profile,
+    as_it_is_now,
     load_profile,
     measure,
     save_profile,
@@ -78,6 +79,8 @@ def planner_for(
     reading = None if again else load_reading()
     if profile is None and (again or limits & TIMED):
         profile = profile_now(subject, progress=progress)
+    elif profile is not None and limits & TIMED:
+        profile = checked_now(profile)
     if reading is None and (again or "realtime_factor" in limits):
         reading = read_now(progress)
     return Planner(subject, profile=profile, reading=reading, source=source, sampling=sampling, fixed=fixed)
@@ -93,6 +96,13 @@ def profile_now(subject: Subject, *, seconds: float = SECONDS, progress: Progres
     profile = measure(subject, RealMeter(subject), runtimes=ways, seconds=seconds, progress=progress)
     _keep(lambda: save_profile(profile))
     return profile
+
+
+def checked_now(profile: Profile) -> Profile:
+    """A profile of before, its times made longer where this machine is slower at the moment: some seconds of work."""
+    from elastivid.planning.meter import RealMeter
+
+    return as_it_is_now(profile, RealMeter(profile.subject))
 
 
 def read_now(progress: Progress | None = None) -> Reading:

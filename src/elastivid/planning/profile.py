@@ -38,6 +38,7 @@ SECONDS = 120.0  # time spent on measuring one model
 MOST_CALL_SECONDS = 1.5  # dearer calls are left to extrapolation, but for the native grid on all threads
 MOST_DEAR_SECONDS = 4.0  # of that one, and of the dearest point of every way of running that holds more than one clip
 MOST_CALLS = 9
+SHORTEST_CALL_SECONDS = 0.15  # of what tells whether the machine is as fast as it was
 THROUGHPUT_BATCH = 8
 OCTAVES = 6
 FEWEST_TOKENS = 16
@@ -90,6 +91,7 @@ class Profile:
         rows: what was measured.
         seconds: how long measuring took.
         measured_at: date and time.
+        slowed: how much slower the machine is by now, in the way of running that suffers most; see `as_it_is_now`.
     """
 
     machine: str
@@ -98,6 +100,7 @@ class Profile:
     seconds: float
     measured_at: str
     subject: Subject = field(repr=False, compare=False)
+    slowed: float = 1.0
 
     def predict(self, frames: int, size: int, point: OperatingPoint, runtime: Runtime) -> float:
         """Milliseconds per clip.
@@ -294,6 +297,24 @@ def measure(
     rows = tuple(trial.row(subject) for trial in trials)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Profile(machine_key(), subject.key, rows, round(spent, 1), now, subject)
+
+
+def as_it_is_now(profile: Profile, meter: Meter) -> Profile:
+    """The profile with times as they are now: machines have slow hours, and a plan is to hold in them too.
+
+    In every way of running the dearest point of at most `SHORTEST_CALL_SECONDS` is measured again, the better of two
+    visits. Where it takes longer than the profile says, all times of this way do; where it takes less, nothing changes.
+    """
+    factors = {}
+    for runtime in profile.runtimes:
+        rows = [row for row in profile.rows if row.runtime == runtime]
+        clips = runtime.batch * runtime.workers
+        cheap = [row for row in rows if row.milliseconds * clips <= 1e3 * SHORTEST_CALL_SECONDS]
+        row = max(cheap, key=lambda r: r.milliseconds) if cheap else min(rows, key=lambda r: r.milliseconds)
+        now = min(meter(row.frames, row.size, row.point, runtime)[0] for _ in range(2))
+        factors[runtime] = max(1.0, now / row.milliseconds)
+    longer = tuple(replace(row, milliseconds=row.milliseconds * factors[row.runtime]) for row in profile.rows)
+    return replace(profile, rows=longer, slowed=max(factors.values()))
 
 
 def _first_round(

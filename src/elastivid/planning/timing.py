@@ -11,8 +11,10 @@ Other ways of running the same model (more clips at a time, other threads) are t
 
     ms = (a + b * reference(work) + c * MACs + d * pixels) * exp(g)
 
-where the constant of the reference is left out, and b is held near the usual ratio of the measured points to it: a few
+where the constant of the reference is left out, and b is held near the ratio of the dearest measured point to it: a few
 points do, and what lies beyond them grows as the reference does, whatever their constants and pixels happen to explain.
+What batches save on cheap points they do not save on dear ones: above the dearest measured point, times grow a little
+faster than the formulas say (`BEYOND`).
 
 How far to trust it is measured: every point is left out once and predicted from the others.
 """
@@ -31,7 +33,8 @@ LENGTH_OCTAVES = 1.0  # how far a correction reaches: its weight falls to 0.61 a
 CORRECTION = 0.15  # expected size of a correction, in units of the logarithm
 NOISE = 0.03  # expected error of one measured time, in the same units
 MOST_CORRECTION = math.log(1.5)
-HELD = 0.8  # how firmly b is held: a share of 1 away from the usual ratio weighs as much as an error of this share
+HELD = 2.0  # how firmly b is held: a share of 1 away from that ratio weighs as much as an error of this share
+BEYOND = 0.07  # power of MACs over those of the dearest measured point: 1.05 for every octave
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ class TimeModel:
         terms = np.array([self._terms(work) for work in works])  # (N, M)
         relative = terms / self._times[:, None]  # (N, M): what each term adds to a share of 1
         if reference is not None:
-            ratios = self._times / [reference.predict(work) for work in works]
-            usual = max(1.0, float(np.median(ratios)))
+            dearest = max(range(len(works)), key=lambda place: works[place].macs)
+            ratio = float(self._times[dearest]) / reference.predict(works[dearest])
             held = np.zeros((1, terms.shape[1]))
-            held[0, 1] = 1.0 / usual
+            held[0, 1] = 1.0 / ratio
             relative = np.concatenate([relative, HELD * held])  # (N + 1, M)
         target = np.where(np.arange(len(relative)) < len(works), 1.0, HELD)
         self._weights = non_negative_least_squares(relative, target)  # (M,)
@@ -101,7 +104,7 @@ class TimeModel:
 
     def predict(self, work: Work) -> float:
         """Milliseconds of `work`."""
-        total = float(np.dot(self._terms(work), self._weights))
+        total = float(np.dot(self._terms(work), self._weights)) * max(1.0, work.macs / self.most_macs) ** BEYOND
         near = _nearness(np.array([work.place]), self._places)[0]  # (N,)
         correction = float(near @ self._corrections)
         return total * math.exp(min(max(correction, -MOST_CORRECTION), MOST_CORRECTION))
@@ -128,7 +131,7 @@ class TimeModel:
             errors.append(self._times[place] / model.predict(work) - 1.0)
         return np.array(errors)
 
-    @property
+    @cached_property
     def most_macs(self) -> float:
         """MACs of the dearest measured point: predictions beyond are extrapolated."""
         return max(work.macs for work in self._works)

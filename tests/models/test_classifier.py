@@ -87,7 +87,30 @@ def test_batches_points_and_config(encoder):
         model(x, state=object())
 
 
+@torch.no_grad()
+def test_two_readers_have_their_own_logits_and_their_mean_is_the_answer():
+    config = ClassifierConfig(TINY, ("a", "b", "c"), (1,), Transform(size=70), 4, histograms=(2, 3, 3))
+    model, x = config.build().eval(), video()
+    assert ClassifierConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for layer in (model.head, model.motion.layer):
+        torch.nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(2))
+    out = model(x)
+    assert torch.equal(out.taps["encoder"], model.classify(model.features(x)))
+    shares = torch.stack([logits.softmax(dim=-1) for logits in out.taps.values()])
+    wanted = shares.prod(dim=0).sqrt()
+    assert torch.allclose(out.logits.softmax(dim=-1), wanted / wanted.sum(dim=-1, keepdim=True), atol=1e-5)
+    pixels = Transform().normalised(torch.randint(256, (1, 4, 70, 70, 3), dtype=torch.uint8))
+    still = pixels[:, :1].expand(-1, 4, -1, -1, -1)
+    same = model(torch.cat([still, still * 0.5])).taps["histograms"]  # less contrast, the same layout
+    assert torch.allclose(same[0], same[1], atol=0.02)
+    assert not torch.allclose(model(pixels).taps["histograms"], same[:1], atol=0.1)
+    plain = classifier((1,)).cost(frames=4, size=70).macs
+    assert model.cost(frames=4, size=70).macs == plain + 3 * 2 * 3 * 3 * 32
+
+
 def test_impossible_configs_are_refused():
+    with pytest.raises(ValueError, match=r"three parts|parts in time, height and width, got \(2, 2\)"):
+        ClassifierConfig(TINY, ("a", "b"), histograms=(2, 2))
     with pytest.raises(ValueError, match="at least two classes with different names"):
         ClassifierConfig(TINY, ("a", "a"))
     with pytest.raises(ValueError, match=r"the encoder has blocks 0 to 2, got \(3,\)"):

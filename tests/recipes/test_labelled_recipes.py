@@ -17,6 +17,7 @@ from elastivid.recipes._labelled import DataError, encoder_of, smoke_data
 from elastivid.recipes.finetune import Finetune, FinetuneConfig
 from elastivid.recipes.linear_probe import LinearProbe
 from elastivid.train.stages import Stage
+from elastivid.weights.classifier import load_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,15 @@ def test_steps_depend_on_their_draws_alone():
     assert losses[0] == losses[1] != losses[2]
     assert module.config.blocks == (module.config.encoder.depth // 2,)
     assert Finetune(replace(recipe.config, blocks=())).build().num_features < module.num_features
+
+
+def test_two_readers_are_trained_by_their_own_losses_and_kept(tmp_path):
+    train("finetune", tmp_path / "run", "histograms=2,2,2", "epochs=2", "tokens=32")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss"] == pytest.approx(line["encoder"] + line["histograms"], rel=1e-4) for line in lines)
+    model = load_classifier(str(tmp_path / "run" / "model.safetensors"))
+    assert model.config.histograms == (2, 2, 2)
+    assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "histograms"}
 
 
 def test_encoders_by_address(monkeypatch):

@@ -34,6 +34,14 @@ def test_resizes_with_antialiasing(filter_):
     assert abs(out - 0.5).max() < 0.1
 
 
+def test_a_batch_is_normalised_as_a_clip_is():
+    frames = np.random.default_rng(0).integers(256, size=(2, 3, 20, 20, 3), dtype=np.uint8)
+    transform = Transform(size=20)
+    out = transform.normalised(torch.from_numpy(frames))  # (2, 3, 3, 20, 20)
+    assert out.is_contiguous()
+    assert torch.allclose(out, torch.stack([transform(clip) for clip in frames]), atol=1e-6)
+
+
 def test_round_trip_through_json():
     transform = Transform(size=112, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), filter="bicubic")
     assert Transform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform

@@ -4,11 +4,15 @@
     logits   = W standardised(features) + b
     change   = mean over neighbouring frames of |token - token of the same place one frame before|
 
+With `histograms`, a second linear layer reads histograms of gradients and flow on a coarse grid of the same clip, and
+the logits are the mean of the two readers' log-probabilities: few labelled clips are not enough to learn what moves
+where, so the two are wrong about different clips (docs/benchmarks/actions.md). Each reader is trained by its own loss.
+
 Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
 change says what moves: of a frozen encoder it is worth more than all the rest. Which blocks are read is part of the
 config. Features are standardised with the statistics of the training batches, so that one rate fits all of them.
 
-Costs what the encoder costs, and one product of features and classes.
+Costs what the encoder costs, and one product of features and classes; histograms cost time, but no products.
 
 Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, K classes.
 """
@@ -32,6 +36,7 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
+from elastivid.layers.histograms import DIRECTIONS, KINDS, clip_histograms
 from elastivid.models.base import VideoEncoder
 from elastivid.video.transforms import Transform
 
@@ -46,9 +51,11 @@ class ClassifierConfig:
         blocks: blocks whose tokens are read by their mean, spread and change, counted from 0.
         transform: what turns decoded frames into input; it travels with the weights.
         frames: frames of a clip that the head was trained on.
+        histograms: parts in time, height and width whose histograms a second layer reads; () for none.
 
     Raises:
-        ValueError: there are fewer than two classes, a name occurs twice, or there is no such block.
+        ValueError: there are fewer than two classes, a name occurs twice, there is no such block, or `histograms` are
+            not three parts of one or more.
     """
 
     encoder: Any
@@ -56,15 +63,18 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = ()
     transform: Transform = field(default_factory=Transform)
     frames: int = 8
+    histograms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "classes", tuple(self.classes))
-        object.__setattr__(self, "blocks", tuple(self.blocks))
+        for name in ("classes", "blocks", "histograms"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"a classifier needs at least two classes with different names, got {self.classes}")
         depth = self.encoder.depth
         if not all(0 <= block < depth for block in self.blocks):
             raise ValueError(f"the encoder has blocks 0 to {depth - 1}, got {self.blocks}")
+        if self.histograms and (len(self.histograms) != 3 or min(self.histograms) < 1):
+            raise ValueError(f"histograms must be () or parts in time, height and width, got {self.histograms}")
 
     def build(self) -> ClipClassifier:
         """An untrained classifier."""
@@ -100,6 +110,7 @@ class ClipClassifier(nn.Module):
         self.head = nn.Linear(total, len(config.classes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.motion = MotionReader(config) if config.histograms else None
 
     @property
     def supported_axes(self) -> frozenset[str]:
@@ -120,16 +131,22 @@ class ClipClassifier(nn.Module):
             state: not used; must be `None`.
 
         Returns:
-            `logits` (B, K), and `embedding` (B, F), the features.
+            `logits` (B, K), and `embedding` (B, F), the features. With histograms also taps "encoder" and "histograms",
+            the logits (B, K) of each reader, and `logits` are the mean of their log-probabilities.
 
         Raises:
             PointError: the encoder lacks an axis of the point, or a state was given.
         """
         features = self.features(video, point=point, state=state)
-        return Output(embedding=features, logits=self.classify(features))
+        logits = self.classify(features)
+        if self.motion is None:
+            return Output(embedding=features, logits=logits)
+        taps = {"encoder": logits, "histograms": self.motion(video)}
+        both = torch.stack([part.float().log_softmax(dim=-1) for part in taps.values()])  # (2, B, K)
+        return Output(embedding=features, logits=both.mean(dim=0), taps=taps)
 
     def classify(self, features: Tensor) -> Tensor:
-        """Logits (B, K) of features (B, F)."""
+        """Logits (B, K) of features (B, F), by what the head makes of the encoder alone."""
         logits: Tensor = self.head(self.standard(features))
         return logits
 
@@ -158,8 +175,9 @@ class ClipClassifier(nn.Module):
         """Predicted cost of one clip of `frames` squares of `size` pixels."""
         point = point or OperatingPoint()
         cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
-        head = linear_macs(1, self.num_features, len(self.config.classes))
-        parameters = 4 * (self.num_features + 1) * len(self.config.classes)
+        read = self.num_features + (self.motion.layer.in_features if self.motion is not None else 0)
+        head = linear_macs(1, read, len(self.config.classes))
+        parameters = 4 * (read + 2) * len(self.config.classes)
         return dataclasses.replace(cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters)
 
     def _blocks(self) -> nn.ModuleList:
@@ -175,6 +193,32 @@ class ClipClassifier(nn.Module):
             if hasattr(config, name):
                 return int(getattr(config, name))
         raise TypeError(f"{type(config).__name__} names no size of its embedding")
+
+
+class MotionReader(nn.Module):
+    """A linear layer on histograms of gradients and flow on a coarse grid of the clip, standardised."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        time, rows, columns = config.histograms
+        self.grid, self.patch_size, transform = (time, rows, columns), config.encoder.patch_size, config.transform
+        self.register_buffer("mean", torch.tensor(transform.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(transform.std).view(3, 1, 1), persistent=False)
+        size = KINDS * DIRECTIONS * time * rows * columns
+        self.standard = nn.BatchNorm1d(size, affine=False)
+        self.dropout = nn.Dropout(0.5)
+        self.layer = nn.Linear(size, len(config.classes))
+        nn.init.zeros_(self.layer.weight)
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Logits (B, K) of clips (B, T, 3, H, W) that passed the transform; T >= 2."""
+        histograms = clip_histograms(video * self.std + self.mean, self.patch_size, self.grid)  # (B, 4*8*parts)
+        logits: Tensor = self.layer(self.dropout(self.standard(histograms)))
+        return logits
 
 
 # what the forward pass under way in this thread reads: several threads may run one model

@@ -195,13 +195,16 @@ def encoder_of(address: str) -> tuple[VideoEncoder, Transform]:
     return tower, getattr(model, "transform", None) or Transform(size=config.image_size)
 
 
-def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0) -> ClipClassifier:
+def classifier_of(
+    config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0, histograms: tuple[int, ...] = ()
+) -> ClipClassifier:
     """An encoder with a new head.
 
     Args:
         config: names the encoder and the blocks to read.
         classes: names of the classes.
         drop_path: of the encoder, where its family has it.
+        histograms: see `ClassifierConfig`.
     """
     encoder, transform = encoder_of(config.model)
     inner: Any = encoder.config
@@ -209,7 +212,7 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
         inner = replace(inner, drop_path=drop_path)
     transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
     blocks = (inner.depth // 2,) if config.blocks is None else config.blocks
-    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames).build()
+    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, histograms).build()
     made.encoder.load_state_dict(encoder.state_dict())
     return made
 

@@ -74,6 +74,8 @@ class FinetuneConfig(LabelledConfig):
         mixup, cutmix: alphas, 0 for none.
         mixing: probability that a batch is mixed.
         smoothing: of labels.
+        histograms: parts in time, height and width whose histograms of gradients and flow are read beside the encoder,
+            such as 3,3,3; () for none. Worth most where labelled clips are few.
     """
 
     init: Path | None = None
@@ -94,6 +96,7 @@ class FinetuneConfig(LabelledConfig):
     cutmix: float = 1.0
     mixing: float = 0.5
     smoothing: float = 0.1
+    histograms: tuple[int, ...] = ()
 
 
 class Finetune(LabelledRecipe):
@@ -125,7 +128,10 @@ class Finetune(LabelledRecipe):
 
     def build(self) -> nn.Module:
         """The encoder and a head, from `init` if that is given."""
-        module = classifier_of(self.config, self.parts.train.classes, drop_path=self.config.drop_path)
+        config = self.config
+        module = classifier_of(
+            config, self.parts.train.classes, drop_path=config.drop_path, histograms=config.histograms
+        )
         if self.config.init is not None:
             load_weights(module, self.config.init)
         return module
@@ -157,7 +163,7 @@ class Finetune(LabelledRecipe):
     def step(
         self, module: nn.Module, batch: Any, stage: Stage, draws: torch.Generator
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Cross-entropy with soft targets of mixed clips at one drawn budget."""
+        """Cross-entropy with soft targets of mixed clips at one drawn budget, of each reader by itself."""
         assert isinstance(module, ClipClassifier)
         config = self.config
         seed, choice = torch.randint(2**31, (2,), generator=draws).tolist()
@@ -166,9 +172,13 @@ class Finetune(LabelledRecipe):
         mixing = Mixing(config.mixup, config.cutmix, config.mixing)
         video, targets = mixing(video, targets, np.random.default_rng(seed))
         counts = config.train_tokens or config.tokens
-        logits = module(video, point=OperatingPoint(tokens=counts[choice % len(counts)] or None)).logits
-        loss = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
-        return loss, {"accuracy": (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
+        out = module(video, point=OperatingPoint(tokens=counts[choice % len(counts)] or None))
+        losses = {
+            name: -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+            for name, logits in (out.taps or {"encoder": out.logits}).items()
+        }
+        parts = {"accuracy": (out.logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
+        return torch.stack(list(losses.values())).sum(), parts | (losses if len(losses) > 1 else {})
 
 
 RECIPE = Finetune

@@ -136,7 +136,8 @@ class Transform:
         import torch
 
         mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return (frames.movedim(-1, -3).float() / 255.0 - mean) / std
+        video = frames.movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        return video.mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reverses it."""

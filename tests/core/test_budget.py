@@ -51,22 +51,28 @@ def test_batch_states_latency_or_throughput():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("5parsecs", "unknown unit 'parsecs' in '5parsecs'; allowed units: mmacs, gmacs, tmacs, ms, s, x, mb, gb"),
-        ("600", "no unit in '600'; allowed units"),
+        ("5parsecs", r"unknown unit 'parsecs' in '5parsecs'; allowed: '5gmacs' \(or mmacs, tmacs\)"),
+        ("40msec", "unknown unit 'msec' in '40msec' .perhaps 'ms'"),
+        ("5gflops", "perhaps 'gmacs', half as many"),
+        ("600M", "unknown unit 'm' in '600M' .perhaps 'mb'"),
+        ("512 token", "perhaps 'tokens'"),
+        ("600", "no unit in '600'; allowed"),
+        ("1,5gmacs", "no unit in '1' of '1,5gmacs'; decimals are written with a point"),
         ("fast", "cannot read 'fast'.*5gmacs"),
-        ("", "cannot read ''"),
-        ("5gmacs,", "cannot read ''.*separated by commas"),
+        (" ", "the budget is empty; allowed: '5gmacs'"),
+        ("5gmacs,", "a comma of '5gmacs,' has no limit beside it; .*separated by commas"),
         ("5gmacs 600MB", "cannot read"),
         ("5gmacs, 2tmacs", "gmacs_per_clip is given twice"),
         ("batch 2, 40ms, batch 2", "batch is given twice"),
-        ("0ms", "milliseconds_per_clip must be a finite number > 0, got 0"),
-        ("-5x", "realtime_factor must be a finite number > 0, got -5"),
-        ("nan ms", "finite number > 0, got nan"),
-        ("inf x", "finite number > 0, got inf"),
-        ("1e999MB", "finite number > 0, got inf"),
+        ("0ms", "'0ms' is no limit: it must be a finite number > 0; leave it out for no limit"),
+        ("-5x", "'-5x' is no limit: it must be a finite number > 0"),
+        ("nan ms", "'nan ms' is no limit"),
+        ("inf x", "'inf x' is no limit"),
+        ("1e999MB", "'1e999MB' is no limit"),
+        ("0 tokens", "'0 tokens' is no limit"),
         ("1.2.3ms", "cannot read the number '1.2.3'"),
         ("2.5tokens", "tokens_per_clip must be a whole number >= 1, got 2.5"),
-        ("nan tokens", "tokens_per_clip must be a whole number >= 1, got nan"),
+        ("nan tokens", "'nan tokens' is no limit"),
         ("40ms, batch 0", "batch must be a whole number >= 1, got 0"),
         ("40ms, batch many", "cannot read the number 'many'"),
         ("batch 8", "at least one limit"),
@@ -88,3 +94,11 @@ def test_refuses_wrong_values_without_text():
         Budget(tokens_per_clip=1.5)
     with pytest.raises(BudgetError, match="batch must be a whole number >= 1, got nan"):
         Budget(gmacs_per_clip=1, batch=float("nan"))
+    with pytest.raises(BudgetError, match=r"realtime_factor must be a number, got '20x'; .* Budget\.parse"):
+        Budget(realtime_factor="20x")  # type: ignore[arg-type]
+
+
+def test_realtime_may_be_written_out():
+    assert Budget.parse("20x realtime, 1gmacs") == Budget.parse("20x, 1gmacs")
+    with pytest.raises(BudgetError, match="cannot read '40ms realtime'"):
+        Budget.parse("40ms realtime")

@@ -357,7 +357,7 @@ def test_refuses_what_it_cannot_do(clips_encoder, dual, aggregator):
         aggregator(features(segments=17))
     with pytest.raises(ValueError, match=r"features must be \(B, S, 32\) .* got \(3, \d+, 16\)"):
         aggregator(features()[..., :16])
-    with pytest.raises(PointError, match="width 50 of layer 0 of AdaVid-Agg"):
+    with pytest.raises(PointError, match="width 50 of layer 0 of AdaVidAgg"):
         replace(PRESETS["agg-tiny"], widths=(50, 48, 48))
     with pytest.raises(PointError, match=r"has 3 layers, so width must be one number or 3"):
         aggregator(features(), point=OperatingPoint(width=(8, 8)))

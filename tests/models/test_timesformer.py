@@ -253,7 +253,7 @@ def test_predicted_activations_are_those_that_live(kind, frames, mlp_ratio, widt
 def test_refuses_what_it_cannot_do():
     with pytest.raises(UnknownNameError, match="Did you mean 'divided'"):
         TimeSformerConfig(attention="dividd")
-    with pytest.raises(ValueError, match="embed_dim must be divisible by num_heads, got 50 and 6"):
+    with pytest.raises(ValueError, match="num_heads must divide embed_dim 50, got 6"):
         TimeSformerConfig(embed_dim=50, num_heads=6)
     with pytest.raises(ValueError, match="image_size 70 must be a multiple of patch_size 16"):
         TimeSformerConfig(image_size=70)

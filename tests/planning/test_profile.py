@@ -56,7 +56,9 @@ def test_points_cover_every_axis(nano):
 def test_points_of_small_and_of_tubelet_models_exist():
     small = describe("fluxvit/tiny")
     small = replace(small, config=replace(small.config, num_frames=1, image_size=42))
-    assert max(point.tokens for *_, point in grid_points(small)) == 9
+    points = grid_points(small)
+    assert max(point.tokens for *_, point in points) == 9
+    assert len(points) == len(set(points))  # half and a quarter of one frame are that frame
     pairs = describe("videomae/tiny")
     assert pairs.available_tokens(8, 70) == 100
     assert {frames % 2 for frames, _, _ in grid_points(pairs)} == {0}

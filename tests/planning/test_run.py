@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,30 @@ def test_threads_are_set_and_put_back(model, video):
     with pytest.raises(RuntimeError, match="inside"), threads_of(Runtime(threads=before + 1)):
         raise RuntimeError("inside")
     assert torch.get_num_threads() == before
+
+
+def test_threads_born_meanwhile_get_the_number_they_always_got(model, video):
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = of_a_new_thread()
+    with threads_of(Runtime(threads=before + 1)):
+        assert of_a_new_thread() == before
+        assert torch.get_num_threads() == before + 1
+    assert of_a_new_thread() == before
+
+    def holding(count: int) -> tuple[int, int]:
+        torch.set_num_threads(1)  # as encoders do, whatever the others use
+        with threads_of(Runtime(threads=count)):
+            return torch.get_num_threads(), of_a_new_thread()
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(holding, (2, 3, 4, 5)))
+        assert [held for held, _ in found] == [2, 3, 4, 5]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_frames_pass_the_transform_at_the_size_of_the_plan(model):

@@ -1,9 +1,11 @@
 """What is on disk: commits, crashes between tables and snapshot, several writers, replaced and missing files."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +133,23 @@ def test_many_commits_are_compacted_and_stay_readable(tmp_path):
     assert contents(store) == {f"/{number:02d}": [float(number)] for number in range(40)}
     assert Manifest.require(space_of(store)).tables == Tables(store.tables_folder, "space", 4).versions()
     assert len(list((store.tables_folder / "vectors__space.lance" / "data").iterdir())) == 1
+
+
+def test_nothing_is_left_of_pieces_that_were_joined_however_fast_the_disk_is(tmp_path, recwarn):
+    """Joining writes two versions; in memory they are less than a millisecond apart, and the first needs the pieces."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
+        for number in range(4):
+            store = Store(Path(folder) / f"{number}.ev")
+            writer = store.writer(SETTINGS)
+            for name in "abc":
+                writer.commit([a_file(f"/{name}", 1, number)])
+            with writer.turn():
+                writer.compact()
+            for table in ("files", "vectors"):
+                assert len(os.listdir(store.tables_folder / f"{table}__space.lance" / "data")) == 1
+            assert len(contents(store)) == 3
+    assert not [warning for warning in recwarn if "cleanup_older_than" in str(warning.message)]
 
 
 def test_rows_that_the_tables_give_in_another_order_are_sorted(tmp_path, monkeypatch):

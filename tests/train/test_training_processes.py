@@ -76,15 +76,18 @@ def test_commands_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
         return stopped.value.code, out, errors
 
     recipe, out = HERE / "tiny_recipe.py", tmp_path / "run"
-    code, text, _ = run("train", recipe, "--out", out, "--set", "steps=3,4", "--device", "cpu")
+    code, text, errors = run("train", recipe, "--out", out, "--set", "steps=3,4", "--device", "cpu")
     assert code == 0
+    assert f"run in {out}" in errors
     assert "7 steps in" in text
     assert "accelerate" in json.loads((out / "run.json").read_text())["versions"]
     assert "accuracy" in text
     code, _, errors = run("train", recipe, "--out", out, "--device", "cpu")
     assert (code, "already holds a run; go on with it (--resume)" in errors) == (1, True)
+    assert "run in" not in errors  # nothing is announced that is refused
     code, _, errors = run("train", recipe, "--out", out, "--resume", "--set", "hidden=9", "--device", "cpu")
     assert (code, "before -> now: hidden: 8 -> 9. " in errors) == (1, True)  # the other settings come from the run
+    assert "run in" not in errors
     code, text, _ = run("train", recipe, "--out", out, "--resume", "--device", "cpu")
     assert code == 0
     code, text, _ = run("eval", recipe, "--from", out, "--json", "--device", "cpu")

@@ -18,6 +18,16 @@ import typer
 from elastivid import __version__
 from elastivid.app.exports import lines_of_exports, write_wanted
 from elastivid.app.model_commands import commands as model_commands
+from elastivid.app.options import (
+    DEFAULT_INDEX,
+    BudgetOption,
+    DownloadOption,
+    IndexOption,
+    JsonOption,
+    LicenceOption,
+    LimitMemoryOption,
+    LimitSecondsOption,
+)
 from elastivid.app.text import lines_of_add
 from elastivid.core.errors import BudgetError, ElastividError, PointError, QuestionError
 from elastivid.evaluate.names import ClassesError
@@ -35,23 +45,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-IndexOption = Annotated[
-    Path, typer.Option("--index", envvar="ELASTIVID_INDEX", help="Folder of the index.", show_default=True)
-]
-DEFAULT_INDEX = Path("library.ev")
-
 
 class Profiling(StrEnum):
     """Which measured times a plan uses."""
 
     kept = "kept"
     again = "again"
-
-
-DownloadOption = Annotated[
-    bool, typer.Option("--allow-download", help="Fetch an hf: model that is not in the local cache.")
-]
-LicenceOption = Annotated[str, typer.Option(help="any, or permissive: refuse weights that state another licence.")]
 
 
 def main() -> None:
@@ -108,14 +107,10 @@ def index(
         bool, typer.Option("--full-hash", help="Tell files of a new index apart by all of their bytes.")
     ] = False,
     allow_url: Annotated[bool, typer.Option("--allow-url", help="Also read http and https addresses.")] = False,
-    limit_seconds: Annotated[
-        float | None, typer.Option(min=0.001, help="Stop reading a file after this time [default: 14400].")
-    ] = None,
-    limit_memory: Annotated[
-        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 4096].")
-    ] = None,
+    limit_seconds: LimitSecondsOption = None,
+    limit_memory: LimitMemoryOption = None,
     engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster or on Ray on this machine.")] = "local",
-    budget: Annotated[str | None, typer.Option(help="What may be spent, such as 20x or 1gmacs; see plan.")] = None,
+    budget: BudgetOption = None,
 ) -> None:
     """Index folders of videos. Run it again after changes: only what is new or changed is read."""
     from elastivid.app.engines import engine_named, limits_of
@@ -181,7 +176,7 @@ def search(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show the best guesses when nothing is found.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print moments, nothing else.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     html: Annotated[Path | None, typer.Option(help="Also write a report with pictures to this file.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the moments as a table to this file.")] = None,
     srt: Annotated[Path | None, typer.Option(help="Also write subtitles, one per video, into this folder.")] = None,
@@ -242,7 +237,7 @@ def ask(
     questions: Annotated[Path | None, typer.Option("-q", help="A text file with one question a line.")] = None,
     memory: Annotated[str | None, typer.Option(help="What may be remembered, such as 64MB [default: 8MB].")] = None,
     model: Annotated[str, typer.Option(help="nano-ask, or a weights file.")] = "nano-ask",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask about a video of any length, in constant memory; the questions are known before it is watched."""
     from elastivid.app.ask import questions_of, run_ask
@@ -263,7 +258,7 @@ def plan(
     profile: Annotated[
         Profiling, typer.Option(help="Measured times: those kept from before, or anew.")
     ] = Profiling.kept,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a budget buys on this machine. The first plan for a model measures it for two minutes."""
     from elastivid.app.plan import lines_of_plan, plan_as_json
@@ -283,7 +278,7 @@ def plan(
 
 @app.command()
 def duplicates(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     path: IndexOption = DEFAULT_INDEX,
 ) -> None:
     """Find indexed videos that show the same: copies, re-encodes, crops and trims. Nothing is deleted."""
@@ -299,7 +294,7 @@ def duplicates(
 @app.command()
 def status(
     path: IndexOption = DEFAULT_INDEX,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what state an index is in: files, sizes, last runs, and what needs attention."""
     from elastivid.app.status import lines_of_status

@@ -10,12 +10,17 @@ from typing import Annotated
 
 import typer
 
-commands = typer.Typer()
+from elastivid.app.options import (
+    BudgetOption,
+    DeviceOption,
+    DownloadOption,
+    JsonOption,
+    LimitMemoryOption,
+    LimitSecondsOption,
+    SetOption,
+)
 
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given several times.")
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+commands = typer.Typer()
 
 
 @commands.command()
@@ -56,7 +61,7 @@ def evaluate(
     ] = False,
     best: Annotated[bool, typer.Option("--best", help="The best checkpoint instead of the last.")] = False,
     device: DeviceOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluate at every operating point: a run by its recipe (into evaluated.json there), or any model by zero_shot."""
     from elastivid.app.evaluation import lines_of_result, run_evaluation
@@ -86,7 +91,7 @@ def convert(
     settings: SetOption = None,
     key: Annotated[str | None, typer.Option(help="Where the tensors are in the file, such as model_ema.")] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, kept in the file.")] = "unknown",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Convert a checkpoint of public code. Strict: what is missing or left over is listed, and nothing is written."""
     from elastivid.app.convert import lines_of_report, run_convert, values_of_report
@@ -129,18 +134,12 @@ def classify(
         list[str] | None,
         typer.Option(help='Sentence around a name, such as "a film of {}"; may be given several times.'),
     ] = None,
-    budget: Annotated[str | None, typer.Option(help="What may be spent, such as 20x or 1gmacs; see plan.")] = None,
+    budget: BudgetOption = None,
     top: Annotated[int, typer.Option(help="How many classes of each file.", min=1)] = 5,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    limit_seconds: Annotated[
-        float | None, typer.Option(min=0.001, help="Stop reading a file after this time [default: 14400].")
-    ] = None,
-    limit_memory: Annotated[
-        int | None, typer.Option(min=1, help="Megabytes that reading a file may take [default: 4096].")
-    ] = None,
-    allow_download: Annotated[
-        bool, typer.Option("--allow-download", help="Fetch an hf: model that is not in the local cache.")
-    ] = False,
+    as_json: JsonOption = False,
+    limit_seconds: LimitSecondsOption = None,
+    limit_memory: LimitMemoryOption = None,
+    allow_download: DownloadOption = False,
 ) -> None:
     """Say what videos show: by names you give (nano and other dual encoders), or by those a model was trained for."""
     from elastivid.app.classify import lines_of_classes, values_of_classes
@@ -189,7 +188,7 @@ def optimize(
     scenes: Annotated[int, typer.Option(help="Scenes per attribute, for world.", min=1)] = 100,
     limit: Annotated[int | None, typer.Option(help="Most clips of a list.", min=2)] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the surface to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the frames and size to take a number of tokens from. What was measured is kept; run it again to go on."""
     from elastivid.app import optimize as shown

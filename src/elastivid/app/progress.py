@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elastivid.app.text import short_path
 from elastivid.search.printing import span
@@ -21,7 +22,7 @@ LINE_EVERY_SECONDS = 10.0
 def show_progress() -> Iterator[Callable[[Progress], None]]:
     """A callback for `Index.add` that shows files, share done, videos/s, x realtime and time left."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield Lines(_line_of_indexing)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -50,7 +51,7 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
 def show_measuring() -> Iterator[Callable[[float, float, str], None]]:
     """A callback that shows how far measuring this machine is; the bar appears with its first call."""
     if not sys.stderr.isatty():
-        yield _MeasuringLines()
+        yield Lines(_line_of_measuring, at_once=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
@@ -71,30 +72,32 @@ def show_measuring() -> Iterator[Callable[[float, float, str], None]]:
         yield show
 
 
-class _MeasuringLines:
-    """Prints a line every ten seconds, for logs."""
+class Lines:
+    """A callback that prints a line every ten seconds, for logs.
 
-    def __init__(self) -> None:
-        self._last = time.monotonic() - LINE_EVERY_SECONDS
+    Args:
+        say: the line for what the callback is told.
+        at_once: whether the first call prints one.
+    """
 
-    def __call__(self, done: float, total: float, what: str) -> None:
+    def __init__(self, say: Callable[..., str], *, at_once: bool = False) -> None:
+        self._say = say
+        self._last = -math.inf if at_once else time.monotonic()
+
+    def __call__(self, *told: Any) -> None:
         if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
             self._last = time.monotonic()
-            print(f"measuring this machine, {done / total:.0%}: {what}", file=sys.stderr, flush=True)
+            print(self._say(*told), file=sys.stderr, flush=True)
 
 
-class _Lines:
-    """Prints a readable line now and then, for logs."""
+def _line_of_measuring(done: float, total: float, what: str) -> str:
+    return f"measuring this machine, {done / total:.0%}: {what}"
 
-    def __init__(self) -> None:
-        self._last = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
-            self._last = time.monotonic()
-            files = f"{progress.files_done}/{progress.files_total} videos"
-            place = f", at {short_path(progress.current)}" if progress.current else ""
-            print(f"{files}, {rates(progress)}{place}", file=sys.stderr, flush=True)
+def _line_of_indexing(progress: Progress) -> str:
+    files = f"{progress.files_done}/{progress.files_total} videos"
+    place = f", at {short_path(progress.current)}" if progress.current else ""
+    return f"{files}, {rates(progress)}{place}"
 
 
 def rates(progress: Progress) -> str:

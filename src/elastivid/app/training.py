@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from elastivid.app.progress import LINE_EVERY_SECONDS
+from elastivid.app.progress import Lines
 from elastivid.core.errors import ElastividError
 from elastivid.search.printing import span
 
@@ -61,8 +61,6 @@ def run_training(recipe: Recipe, out: Path, *, resume: bool, device: str) -> int
     from elastivid.train.loop import train
 
     main = int(os.environ.get("RANK", "0")) == 0
-    if main:
-        print(line_of_start(recipe, out), file=sys.stderr, flush=True)
     with stop_on_signals(main) as stop, show_training() as progress:
         try:
             finished = train(
@@ -70,6 +68,7 @@ def run_training(recipe: Recipe, out: Path, *, resume: bool, device: str) -> int
                 out,
                 resume=resume,
                 device=device,
+                begins=lambda: print(line_of_start(recipe, out), file=sys.stderr, flush=True),
                 progress=progress,
                 should_stop=lambda: stop.number is not None,
             )
@@ -212,7 +211,7 @@ def stop_on_signals(speak: bool) -> Iterator[Stop]:
 def show_training() -> Iterator[Callable[[Progress], None]]:
     """A callback for `train`: a live bar on a terminal, a line every ten seconds elsewhere."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield Lines(_line_of_training)
         return
     from rich.console import Console
     from rich.markup import escape
@@ -234,16 +233,8 @@ def show_training() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-class _Lines:
-    """Prints a readable line now and then, for logs."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        if time.monotonic() - self._last >= LINE_EVERY_SECONDS:
-            self._last = time.monotonic()
-            print(f"{progress.stage}, {progress.share:.0%}: {summary(progress)}", file=sys.stderr, flush=True)
+def _line_of_training(progress: Progress) -> str:
+    return f"{progress.stage}, {progress.share:.0%}: {summary(progress)}"
 
 
 def summary(progress: Progress) -> str:

@@ -6,9 +6,11 @@ Budget.parse("20x, batch 8")         at least 20 seconds of video per second, cl
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 
 from elastivid.core.errors import BudgetError
 
@@ -25,11 +27,20 @@ _UNITS = {
     "tokens": ("tokens_per_clip", 1.0),
 }
 _ALLOWED = (
-    "5gmacs (also mmacs, tmacs) or 40ms (also s) per clip, 20x realtime, 600MB (also GB) above the weights, "
-    "total 600MB including the weights, 512tokens per clip, batch 8"
+    "'5gmacs' (or mmacs, tmacs) and '40ms' (or s) per clip, '20x' realtime, '600MB' (or GB) above the weights, "
+    "'total 600MB' with them, '512tokens' per clip, 'batch 8'"
 )
+_MEANT = {
+    "token": "'tokens'",
+    "realtime": "'x'",
+    "m": "'mb'",
+    "g": "'gb'",
+    "mib": "'mb'",
+    "gib": "'gb'",
+    **{f"{prefix}flops": f"'{prefix}macs', half as many" for prefix in "mgt"},
+}
 _NUMBER = r"[-+]?(?:[\d.][\d._]*(?:e[-+]?\d+)?|nan|inf)"
-_LIMIT = re.compile(rf"(?P<total>total\s+)?(?P<number>{_NUMBER})\s*(?P<unit>[a-z]*)")
+_LIMIT = re.compile(rf"(?P<total>total\s+)?(?P<number>{_NUMBER})\s*(?P<unit>[a-z]*)(?P<realtime>(?<=x)\s*realtime)?")
 _BATCH = re.compile(r"batch\s*(?P<number>\S+)")
 
 
@@ -61,14 +72,16 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in self.limits().items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise BudgetError(f"{name} must be a number, got {value!r}; text is read by Budget.parse")
             if not (math.isfinite(value) and value > 0):
                 raise BudgetError(f"{name} must be a finite number > 0, got {value:g}; leave it out for no limit")
         if not self.limits():
             raise BudgetError(f"a budget needs at least one limit; allowed: {_ALLOWED}")
         for name in ("tokens_per_clip", "batch"):
             value = getattr(self, name)
-            if value is not None and (not math.isfinite(value) or value != int(value) or value < 1):
-                raise BudgetError(f"{name} must be a whole number >= 1, got {value}")
+            if value is not None and not _is_whole(value):
+                raise BudgetError(f"{name} must be a whole number >= 1, got {value!r}; leave it out for no limit")
         if self.state_megabytes and self.total_megabytes and self.state_megabytes > self.total_megabytes:
             raise BudgetError(
                 f"total {self.total_megabytes:g}MB includes what lies above the weights, so it cannot be less than "
@@ -103,8 +116,7 @@ class Budget:
         """
         values: dict[str, float] = {}
         for part in text.split(","):
-            part = part.strip()
-            name, value = _parse_part(part, text)
+            name, value = _parse_part(part.strip(), text)
             if name in values:
                 raise BudgetError(f"{name} is given twice in {text!r}; state one value")
             values[name] = value
@@ -127,6 +139,9 @@ class Budget:
 
 def _parse_part(part: str, text: str) -> tuple[str, float]:
     """Field and value of one part of `text`."""
+    if not part:
+        where = f"a comma of {text!r} has no limit beside it" if text.strip() else "the budget is empty"
+        raise BudgetError(f"{where}; allowed: {_ALLOWED}, separated by commas")
     lowered = part.lower()
     batch = _BATCH.fullmatch(lowered)
     if batch:
@@ -136,14 +151,26 @@ def _parse_part(part: str, text: str) -> tuple[str, float]:
         raise BudgetError(f"cannot read {part!r} in budget {text!r}; allowed: {_ALLOWED}, separated by commas")
     unit = match["unit"]
     if unit not in _UNITS:
-        what = f"unknown unit {unit!r}" if unit else "no unit"
-        raise BudgetError(f"{what} in {part!r}; allowed units: {', '.join(_UNITS)}; for example {_ALLOWED}")
+        raise BudgetError(f"{_about_unit(unit, part, text)}; allowed: {_ALLOWED}")
     name, factor = _UNITS[unit]
     if match["total"]:
         if name != "state_megabytes":
             raise BudgetError(f"'total' goes with MB or GB only, got {part!r}; for example total 600MB")
         name = "total_megabytes"
-    return name, _to_float(match["number"], part) * factor
+    value = _to_float(match["number"], part) * factor
+    if not (math.isfinite(value) and value > 0):
+        raise BudgetError(f"{part!r} is no limit: it must be a finite number > 0; leave it out for no limit")
+    return name, value
+
+
+def _about_unit(unit: str, part: str, text: str) -> str:
+    """What is wrong with a unit, and what may be meant."""
+    if not unit:
+        comma = re.search(rf"{re.escape(part)}\s*,\s*\d", text)
+        return f"no unit in {part!r}" + (f" of {text!r}; decimals are written with a point" if comma else "")
+    close = [repr(name) for name in difflib.get_close_matches(unit, _UNITS, n=1)]
+    meant = _MEANT.get(unit) or "".join(close)
+    return f"unknown unit {unit!r} in {part!r}" + (f" (perhaps {meant}?)" if meant else "")
 
 
 def _to_float(number: str, part: str) -> float:
@@ -156,9 +183,14 @@ def _to_float(number: str, part: str) -> float:
 def _whole(name: str, value: float | None) -> int | None:
     if value is None:
         return None
-    if not math.isfinite(value) or value != int(value):
-        raise BudgetError(f"{name} must be a whole number >= 1, got {value:g}")
+    if not _is_whole(value):
+        raise BudgetError(f"{name} must be a whole number >= 1, got {value:g}; leave it out for no limit")
     return int(value)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is a whole number from 1 up."""
+    return isinstance(value, Real) and math.isfinite(value) and value == int(value) and value >= 1
 
 
 def _number(value: float) -> str:

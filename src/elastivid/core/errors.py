@@ -47,3 +47,23 @@ class MissingExtraError(ElastividError, ImportError):
         super().__init__(
             f"this needs the package {package!r}, which is not installed; run: pip install 'elastivid[{extra}]'"
         )
+
+
+def require_known_keys(config_name: str, config: Iterable[str], known: Iterable[str], *ignored: Iterable[str]) -> None:
+    """Refuse a config of other code that says something we do not understand.
+
+    Args:
+        config_name: for the message.
+        config: its keys.
+        known: keys that are understood.
+        ignored: keys that make no difference.
+
+    Raises:
+        WeightsError: there are others.
+    """
+    unknown = sorted(set(config).difference(known, *ignored))
+    if unknown:
+        raise WeightsError(
+            f"{config_name} has unknown keys {unknown}; known: {sorted(known)}. Leave them out if they change nothing, "
+            "else this model cannot be built here"
+        )

@@ -11,8 +11,6 @@ of bad files has something to report.
 from __future__ import annotations
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +19,7 @@ import av
 import numpy as np
 
 from elastivid.data.captions import canonical_caption
+from elastivid.data.processes import in_processes
 from elastivid.data.staging import compose_scene, sample_scene
 from elastivid.data.synthetic import VideoFormat, write_video
 from elastivid.data.world import Content, Phrase, Scene, is_held_out
@@ -174,13 +173,7 @@ def demo_library(folder: str | Path, *, count: int = 108, seed: int = DEMO_SEED,
     folder.mkdir(parents=True, exist_ok=True)
     videos = plan_demo(count, seed)
     jobs = [(str(folder), video) for video in videos]
-    if processes <= 1:
-        for job in jobs:
-            _render(job)
-    else:
-        spawn = multiprocessing.get_context("spawn")  # forking a process that runs threads can hang
-        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-            list(pool.map(_render, jobs, chunksize=4))
+    in_processes(_render, jobs, processes, chunk=4)
     partial = folder / "ground_truth.json.new"
     partial.write_text(json.dumps(ground_truth(videos), indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / "ground_truth.json")

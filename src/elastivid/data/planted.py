@@ -11,9 +11,7 @@ Frames that show no event are encoded from one picture, so that hours are render
 from __future__ import annotations
 
 import json
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +20,7 @@ import av
 import numpy as np
 
 from elastivid.data.captions import canonical_caption
+from elastivid.data.processes import in_processes
 from elastivid.data.render import render_frames
 from elastivid.data.staging import compose_scene
 from elastivid.data.world import COLOURS, MOTIONS, SHAPES, VISIBILITY_MOTIONS, Camera, Phrase, is_possible
@@ -176,13 +175,7 @@ def planted_library(
         return library
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(folder, video, form) for video in sorted(library.videos, key=lambda v: -v.duration_seconds)]
-    if processes <= 1:
-        for job in jobs:
-            _render(job)
-    else:
-        spawn = multiprocessing.get_context("spawn")  # forking a process that runs threads can hang
-        with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
-            list(pool.map(_render, jobs))
+    in_processes(_render, jobs, processes)
     path.write_text(truth, encoding="utf-8")
     return library
 

@@ -23,7 +23,8 @@ from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.evaluate.names import ClassesError, Names
 from elastivid.models.base import DualEncoder
 from elastivid.models.classifier import ClipClassifier
-from elastivid.models.towers import TwoTowers, hash_of_tensors
+from elastivid.models.flux_classifier import FluxClassifier
+from elastivid.models.towers import TwoTowers
 from elastivid.video.transforms import Transform
 from elastivid.weights.classifier import is_classifier, load_classifier
 from elastivid.weights.load import load
@@ -109,9 +110,9 @@ class WithHead(Classifier):
         address: where from.
     """
 
-    def __init__(self, model: ClipClassifier, address: str) -> None:
-        self.names, self.address, self.weights_id = model.config.classes, address, hash_of_tensors(model)
-        self.encoder, self.point = Logits(model, address), OperatingPoint()
+    def __init__(self, model: ClipClassifier | FluxClassifier, address: str) -> None:
+        self.names, self.address, self.weights_id = model.config.classes, address, model.weights_id
+        self.encoder, self.point = Logits(model, address), model.config.point
         self.sampling = Sampling(frames=model.config.frames, size=model.config.transform.size)
 
     def probabilities(self, vectors: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ class Logits(torch.nn.Module):
         name: its address.
     """
 
-    def __init__(self, model: ClipClassifier, name: str) -> None:
+    def __init__(self, model: ClipClassifier | FluxClassifier, name: str) -> None:
         super().__init__()
         self.model, self.name = model, name
         self.transform, self.dim = model.config.transform, len(model.config.classes)
@@ -144,7 +145,7 @@ class Logits(torch.nn.Module):
         return logits
 
     def cast(self, precision: str) -> Logits:
-        """Hold the encoder's weights in `precision`, in place; the head stays in float32."""
+        """Hold the encoder's weights in `precision`, in place; a head outside of it stays in float32."""
         self.model.encoder.cast(precision)
         return self
 
@@ -163,7 +164,7 @@ def open_classifier(address: str, names: Names, *, allow_download: bool = False)
     """The classifier of an address: zero-shot for a dual encoder, else with the head in the file.
 
     Args:
-        address: as `elastivid.load` takes it, or a file that `finetune` or `linear_probe` exported.
+        address: as `elastivid.load` takes it, or a file that `finetune`, `linear_probe` or `flux_tune` exported.
         names: of the classes, for dual encoders.
         allow_download: see `elastivid.load`.
 

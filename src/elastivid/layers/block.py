@@ -84,13 +84,19 @@ class Block(nn.Module):
         return branch * mask / keep
 
 
+def initialise_linears(*modules: nn.Module) -> None:
+    """Truncated normal weights (std 0.02) and zero biases for every linear layer in `modules`."""
+    for module in modules:
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
 def initialise_block(block: Block, layer: int) -> None:
-    """Truncated normal weights (std 0.02); both output projections divided by sqrt(2 * layer), layer from 1."""
-    for module in block.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    """As `initialise_linears`; both output projections divided by sqrt(2 * layer), layer from 1."""
+    initialise_linears(block)
     with torch.no_grad():
         block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
         block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))

@@ -143,9 +143,53 @@ def widths_of(width: int | Sequence[int] | None, limits: Sequence[int], head_dim
             allowed = ", ".join(str(n) for n in range(head_dim, limit + 1, head_dim))
             raise PointError(
                 f"width {wanted} of layer {layer} of {model} does not hold whole heads of {head_dim} channels within "
-                f"the layer's {limit}; allowed: {allowed}"
+                f"the layer's {limit}; allowed: {allowed}, or None for all of them"
             )
     return widths
+
+
+class ElasticSizes:
+    """What widths mean for the sizes of a model; a mixin for frozen dataclasses with the fields below."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    widths: tuple[int, ...] | None
+
+    def check_widths(self) -> None:
+        """A list of widths to a tuple, as JSON has lists.
+
+        Raises:
+            ValueError: heads do not divide the channels.
+            PointError: `widths` are not whole heads within the channels, or not one per block.
+        """
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"num_heads must divide embed_dim {self.embed_dim}, got {self.num_heads}")
+        if self.widths is not None:
+            object.__setattr__(self, "widths", tuple(self.widths))
+        if self.widths:
+            self._widths_of(self.widths, (self.embed_dim,) * self.depth)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head of a block; widths are multiples of it."""
+        return self.embed_dim // self.num_heads
+
+    @property
+    def full_widths(self) -> tuple[int, ...]:
+        """Channels that each block holds."""
+        return self.widths or (self.embed_dim,) * self.depth
+
+    def widths_at(self, width: int | Sequence[int] | None) -> tuple[int, ...]:
+        """Active channels of each block at an operating point's `width`.
+
+        Raises:
+            PointError: `width` is no multiple of `head_dim`, more than a block holds, or not one per block.
+        """
+        return self._widths_of(width, self.full_widths)
+
+    def _widths_of(self, width: int | Sequence[int] | None, limits: tuple[int, ...]) -> tuple[int, ...]:
+        return widths_of(width, limits, self.head_dim, type(self).__name__.removesuffix("Config"))
 
 
 def sample_widths(

@@ -31,15 +31,16 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
-from elastivid.layers.elastic import first, fit_width, layer_norm, linear, widths_of
+from elastivid.layers.block import initialise_linears
+from elastivid.layers.elastic import ElasticSizes, first, fit_width, layer_norm, linear
 from elastivid.models import distilbert, timesformer
 from elastivid.models.base import DualEncoder, VideoEncoder, cut
 from elastivid.models.distilbert import MINILM_VOCAB_SIZE, DistilBert, DistilBertConfig, shipped_tokenizer
-from elastivid.models.timesformer import EPS, JointBlock, TimeSformer, TimeSformerConfig, initialise
+from elastivid.models.timesformer import EPS, JointBlock, TimeSformer, TimeSformerConfig
 from elastivid.models.towers import TwoTowers
 from elastivid.video.transforms import Transform
 
@@ -75,7 +76,7 @@ class AdaVid(VideoEncoder):
         self.config = config
         self.encoder = TimeSformer(config)
         self.proj = nn.Linear(config.full_widths[-1], config.output_dim)
-        initialise(self.proj)
+        initialise_linears(self.proj)
 
     def forward(self, video: Tensor, *, point: OperatingPoint | None = None, state: State | None = None) -> Output:
         """Encode clips (B, T, 3, H, W); see `TimeSformer.forward`.
@@ -151,9 +152,7 @@ class AdaVidDualConfig:
             "num_frames": "num_frames",
             "mlp_ratio": "mlp_ratio",
         }
-        unknown = sorted(set(config["video"]) - set(known))
-        if unknown:
-            raise WeightsError(f"Frozen's reference config has unknown keys {unknown}; known: {sorted(known)}")
+        require_known_keys("Frozen's reference config", config["video"], known)
         dim = config["projection_dim"]
         video = AdaVidConfig(output_dim=dim, **{known[key]: value for key, value in config["video"].items()})
         return cls(video, DistilBertConfig.from_reference(config["text"], dim))
@@ -190,7 +189,7 @@ class AdaVidDual(TwoTowers):
 
 
 @dataclass(frozen=True)
-class AdaVidAggConfig:
+class AdaVidAggConfig(ElasticSizes):
     """Sizes of the aggregator.
 
     Args:
@@ -214,29 +213,11 @@ class AdaVidAggConfig:
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
-        if self.widths:
-            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "AdaVid-Agg")
+        self.check_widths()
 
     def build(self) -> AdaVidAgg:
         """An untrained aggregator of these sizes."""
         return AdaVidAgg(self)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head; widths are multiples of it."""
-        return self.embed_dim // self.num_heads
-
-    @property
-    def full_widths(self) -> tuple[int, ...]:
-        """Channels of every block."""
-        return self.widths or (self.embed_dim,) * self.depth
-
-    def widths_at(self, width: Width) -> tuple[int, ...]:
-        """Active channels of every block for the `width` of an operating point; `PointError` where it cannot be."""
-        return widths_of(width, self.full_widths, self.head_dim, "AdaVid-Agg")
 
     def cost(self, *, segments: int, width: Width = None) -> Cost:
         """Closed-form cost of one video of `segments` segments, their own encoding not counted."""
@@ -269,7 +250,7 @@ class AdaVidAgg(nn.Module):
         self.blocks = nn.ModuleList(JointBlock(width, config.head_dim, config.mlp_ratio) for width in widths)
         self.norm = nn.LayerNorm(widths[-1], eps=EPS)
         self.proj = nn.Linear(widths[-1], config.feature_dim)
-        initialise(self)
+        initialise_linears(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.positions, std=0.02)
 
@@ -288,7 +269,7 @@ class AdaVidAgg(nn.Module):
             ValueError: `features` has the wrong shape or too many segments.
         """
         point = point or OperatingPoint()
-        point.require_axes(self.supported_axes, "AdaVid-Agg")
+        point.require_axes(self.supported_axes, "AdaVidAgg")
         config = self.config
         most, wanted = config.num_segments, config.feature_dim
         if features.ndim != 3 or not 1 <= features.shape[1] <= most or features.shape[2] != wanted:

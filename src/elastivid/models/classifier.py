@@ -38,6 +38,7 @@ from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.histograms import DIRECTIONS, KINDS, clip_histograms
 from elastivid.models.base import VideoEncoder
+from elastivid.models.towers import hash_of_tensors
 from elastivid.video.transforms import Transform
 
 
@@ -80,6 +81,11 @@ class ClassifierConfig:
         """An untrained classifier."""
         return ClipClassifier(self)
 
+    @property
+    def point(self) -> OperatingPoint:
+        """What is spent where nobody says otherwise: all there is."""
+        return OperatingPoint()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reverses it."""
         kind = type(self.encoder)
@@ -116,6 +122,11 @@ class ClipClassifier(nn.Module):
     def supported_axes(self) -> frozenset[str]:
         """Axes of an operating point that the encoder honours."""
         return self.encoder.supported_axes
+
+    @property
+    def weights_id(self) -> str:
+        """Hash of the tensors."""
+        return hash_of_tensors(self)
 
     @property
     def num_features(self) -> int:

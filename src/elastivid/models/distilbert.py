@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import WeightsError, require_known_keys
 from elastivid.models.text import MINILM_VOCAB_SIZE, TextAttention, TextTower
 from elastivid.models.text_tokenizer import TextTokenizer
 
@@ -72,9 +72,7 @@ class DistilBertConfig:
             "hidden_dim": "hidden_dim",
             "max_position_embeddings": "context_length",
         }
-        unknown = sorted(set(config) - set(known) - {"dropout", "attention_dropout", "activation"})
-        if unknown:
-            raise WeightsError(f"DistilBERT reference config has unknown keys {unknown}; known: {sorted(known)}")
+        require_known_keys("DistilBERT reference config", config, known, {"dropout", "attention_dropout", "activation"})
         if config.get("activation", "gelu") != "gelu":
             raise WeightsError(
                 f"DistilBERT reference config has activation={config['activation']!r}, only 'gelu' is known"

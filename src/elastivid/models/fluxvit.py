@@ -38,14 +38,14 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.errors import PointError, require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.attention import BF16_BY_VECTORS, SCORES_AT_ONCE, ChannelAffine
-from elastivid.layers.block import Block, initialise_block
-from elastivid.layers.elastic import fit_width, widths_of
+from elastivid.layers.block import Block, initialise_block, initialise_linears
+from elastivid.layers.elastic import ElasticSizes, fit_width
 from elastivid.layers.embed import PatchEmbed, patch_coordinates
 from elastivid.layers.pool import AttentionPool, pool_heads_at, pool_macs
 from elastivid.layers.position import resize_macs, resize_table, sincos_3d
@@ -58,7 +58,7 @@ ROWS_AT_ONCE = 1024  # tokens that pass the blocks together on a CPU
 
 
 @dataclass(frozen=True)
-class FluxViTConfig:
+class FluxViTConfig(ElasticSizes):
     """Sizes of a FluxViT.
 
     Args:
@@ -96,41 +96,20 @@ class FluxViTConfig:
     widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("num_heads", "pool_heads"):
-            if self.embed_dim % getattr(self, name):
-                raise ValueError(f"{name} must divide embed_dim {self.embed_dim}, got {getattr(self, name)}")
+        if self.embed_dim % self.pool_heads:
+            raise ValueError(f"pool_heads must divide embed_dim {self.embed_dim}, got {self.pool_heads}")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
-        if self.widths is not None:
-            object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
-            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "FluxViT")
+        self.check_widths()
 
     def build(self) -> FluxViT:
         """An untrained model of these sizes."""
         return FluxViT(self)
 
     @property
-    def head_dim(self) -> int:
-        """Channels of one head of a block; widths are multiples of it."""
-        return self.embed_dim // self.num_heads
-
-    @property
     def pool_head_dim(self) -> int:
         """Channels of one head of the pool."""
         return self.embed_dim // self.pool_heads
-
-    @property
-    def full_widths(self) -> tuple[int, ...]:
-        """Channels that each block holds."""
-        return self.widths or (self.embed_dim,) * self.depth
-
-    def widths_at(self, width: int | tuple[int, ...] | None) -> tuple[int, ...]:
-        """Active channels of each block at an operating point's `width`.
-
-        Raises:
-            PointError: `width` is no multiple of `head_dim`, more than a block holds, or not one per block.
-        """
-        return widths_of(width, self.full_widths, self.head_dim, "FluxViT")
 
     @property
     def table_grid(self) -> tuple[int, int, int]:
@@ -159,9 +138,7 @@ class FluxViTConfig:
             "init_values": "layer_scale",
             "drop_path_rate": "drop_path",
         }
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise WeightsError(f"FluxViT reference config has unknown keys {unknown}; known: {sorted(known)}")
+        require_known_keys("FluxViT reference config", config, known)
         return cls(num_pools=3, **{known[key]: value for key, value in config.items()})
 
     def cost(
@@ -285,11 +262,7 @@ class FluxViT(VideoEncoder):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in (self.patch_embed, self.pools, self.classifiers):
-            for layer in module.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=0.02)
-                    nn.init.zeros_(layer.bias)
+        initialise_linears(self.patch_embed, self.pools, self.classifiers)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for index, block in enumerate(self.blocks, start=1):
             initialise_block(block, index)  # type: ignore[arg-type]

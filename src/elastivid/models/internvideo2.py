@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.tokens import Tokens
-from elastivid.layers.block import Block, initialise_block
+from elastivid.layers.block import Block, initialise_block, initialise_linears
 from elastivid.layers.elastic import linear
 from elastivid.layers.pool import AttentionPool, pool_heads_at, pool_macs
 from elastivid.layers.position import resize_table, sincos, sincos_3d
@@ -119,9 +119,7 @@ class InternVideo2Config(TokenSizes):
         Raises:
             WeightsError: a key that we do not know.
         """
-        unknown = sorted(set(config) - set(_ENCODER))
-        if unknown:
-            raise WeightsError(f"InternVideo2 reference config has unknown keys {unknown}; known: {sorted(_ENCODER)}")
+        require_known_keys("InternVideo2 reference config", config, _ENCODER)
         return cls(**{_ENCODER[key]: value for key, value in config.items()})
 
 
@@ -192,11 +190,7 @@ class InternVideo2(TokenEncoder):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for index, block in enumerate(self.blocks, start=1):
             initialise_block(block, index)  # type: ignore[arg-type]

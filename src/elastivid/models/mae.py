@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import require_known_keys
 from elastivid.models.videomae import VideoMAEConfig, renamed
 
 _BASE = VideoMAEConfig(tubelet_size=1, num_frames=1, class_token=True, pool="first", positions="learned")
@@ -43,9 +43,7 @@ _TRANSFORMERS = {  # transformers 5 renames a checkpoint's blocks when it loads 
 def from_reference(config: Mapping[str, Any]) -> VideoMAEConfig:
     """Our config for the arguments of the released encoder; `WeightsError` where a key is not known."""
     names = {"embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio"}
-    unknown = sorted(set(config) - names - {"img_size"})
-    if unknown:
-        raise WeightsError(f"image teacher config has unknown keys {unknown}; known: {sorted(names)}")
+    require_known_keys("image teacher config", config, names, {"img_size"})
     ours = {key: config[key] for key in names if key in config}
     return VideoMAEConfig(
         **ours,

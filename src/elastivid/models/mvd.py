@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import require_known_keys
 from elastivid.models.videomae import (
     DecoderConfig,
     MaskedDecoder,
@@ -82,9 +82,7 @@ class MVDConfig:
         Raises:
             WeightsError: a key that we do not know.
         """
-        unknown = sorted(set(config) - set(_STUDENT) - _STUDENT_REST)
-        if unknown:
-            raise WeightsError(f"MVD reference config has unknown keys {unknown}; known: {sorted(_STUDENT)}")
+        require_known_keys("MVD reference config", config, _STUDENT, _STUDENT_REST)
         encoder = VideoMAEConfig(**{_STUDENT[k]: v for k, v in config.items() if k in _STUDENT}, positions="factorised")
         decoder = DecoderConfig(
             config["feat_decoder_embed_dim"],

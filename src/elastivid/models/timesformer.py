@@ -43,13 +43,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, attention_macs, block_macs, linear_macs
-from elastivid.core.errors import PointError, UnknownNameError, WeightsError
+from elastivid.core.errors import PointError, UnknownNameError, WeightsError, require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.block import Mlp
-from elastivid.layers.elastic import first, fit_width, layer_norm, linear, stacked_linear, widths_of
+from elastivid.layers.block import Mlp, initialise_linears
+from elastivid.layers.elastic import ElasticSizes, first, fit_width, layer_norm, linear, stacked_linear
 from elastivid.layers.embed import patch_coordinates, patchify
 from elastivid.models.base import VideoEncoder
 
@@ -58,7 +58,7 @@ STEPS = ("time", "space")
 
 
 @dataclass(frozen=True)
-class TimeSformerConfig:
+class TimeSformerConfig(ElasticSizes):
     """Sizes of a TimeSformer.
 
     Args:
@@ -92,13 +92,11 @@ class TimeSformerConfig:
     widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "order", "widths"):  # JSON has lists
+        for name in ("image_size", "order"):  # JSON has lists
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.attention not in BLOCKS:
             raise UnknownNameError("attention", self.attention, BLOCKS)
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
         if any(side % self.patch_size for side in self.image_sides):
             raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
         if sorted(self.order) != sorted(STEPS) or (self.attention != "divided" and self.order != STEPS):
@@ -106,22 +104,7 @@ class TimeSformerConfig:
                 f"order must be ('time', 'space'), or ('space', 'time') for divided attention, got {self.order} "
                 f"for {self.attention}"
             )
-        if self.widths:
-            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, "TimeSformer")
-
-    @property
-    def head_dim(self) -> int:
-        """Channels K of one head."""
-        return self.embed_dim // self.num_heads
-
-    @property
-    def full_widths(self) -> tuple[int, ...]:
-        """Channels of every block."""
-        return self.widths or (self.embed_dim,) * self.depth
-
-    def widths_at(self, width: int | Sequence[int] | None) -> tuple[int, ...]:
-        """Active channels of every block for the `width` of an operating point; `PointError` where it cannot be."""
-        return widths_of(width, self.full_widths, self.head_dim, "TimeSformer")
+        self.check_widths()
 
     @property
     def image_sides(self) -> tuple[int, int]:
@@ -329,14 +312,6 @@ def grouped(attn: SelfAttention, x: Tensor, frames: int, *, over_time: bool) -> 
     return attn.project(torch.cat([cls, seen], dim=1))
 
 
-def initialise(model: nn.Module) -> None:
-    """Truncated normal weights (std 0.02) and zero biases for every linear layer of `model`."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-
-
 BLOCKS = {"joint": JointBlock, "space": JointBlock, "divided": DividedBlock, "frozen": FrozenBlock}
 
 
@@ -362,7 +337,7 @@ class TimeSformer(VideoEncoder):
                 block.order = config.order
         self.norm = nn.LayerNorm(widths[-1], eps=EPS)
         self.classifier = nn.Linear(widths[-1], config.num_classes) if config.num_classes else None
-        initialise(self)
+        initialise_linears(self)
         for block in self.blocks:
             if isinstance(block, DividedBlock | FrozenBlock):
                 nn.init.zeros_(block.last_time_layer.weight)
@@ -459,9 +434,7 @@ _ATTENTIONS = {"divided_space_time": "divided", "joint_space_time": "joint", "sp
 def _from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `TimeSformerConfig` for a transformers config."""
     special = {"attention_type", "intermediate_size", "id2label"}
-    unknown = sorted(set(config) - set(_FROM_TRANSFORMERS) - set(_FIXED) - _NO_MATTER - special)
-    if unknown:
-        raise WeightsError(f"TimeSformer reference config has unknown keys {unknown}")
+    require_known_keys("TimeSformer reference config", config, _FROM_TRANSFORMERS, _FIXED, _NO_MATTER, special)
     for key, wanted in _FIXED.items():
         if config.get(key, wanted) != wanted:
             raise WeightsError(f"TimeSformer reference config has {key}={config[key]!r}; only {wanted!r} is offered")

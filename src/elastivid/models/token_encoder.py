@@ -27,7 +27,7 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.elastic import widths_of
+from elastivid.layers.elastic import ElasticSizes
 from elastivid.layers.embed import patch_coordinates
 from elastivid.layers.position import resize_macs, resize_table, sincos_flat
 from elastivid.layers.vit import cube_grid, cubes, through_blocks
@@ -39,12 +39,9 @@ Widths = int | Sequence[int] | None
 """Active channels: one number for all blocks, one per block, or all of them."""
 
 
-class TokenSizes:
+class TokenSizes(ElasticSizes):
     """What follows from the sizes of an encoder; a mixin for frozen dataclasses with the fields below."""
 
-    embed_dim: int
-    depth: int
-    num_heads: int
     patch_size: int
     tubelet_size: int
     num_frames: int
@@ -54,32 +51,14 @@ class TokenSizes:
 
     def check_sizes(self) -> None:
         """Lists to tuples, as JSON has lists; `ValueError` or `PointError` where the sizes contradict each other."""
-        for name in ("image_size", "widths"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
+        if isinstance(self.image_size, list):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
         if self.num_frames % self.tubelet_size or any(side % self.patch_size for side in self.image_sides):
             raise ValueError(
                 f"{self.num_frames} frames of {self.image_size} pixels do not divide into cubes of "
                 f"{self.tubelet_size} frames and {self.patch_size} pixels"
             )
-        if self.widths:
-            widths_of(self.widths, (self.embed_dim,) * self.depth, self.head_dim, type(self).__name__)
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one head; widths are multiples of it."""
-        return self.embed_dim // self.num_heads
-
-    @property
-    def full_widths(self) -> tuple[int, ...]:
-        """Channels that each block holds."""
-        return self.widths or (self.embed_dim,) * self.depth
-
-    def widths_at(self, width: Widths) -> tuple[int, ...]:
-        """Active channels of every block for the `width` of an operating point; `PointError` where it cannot be."""
-        return widths_of(width, self.full_widths, self.head_dim, type(self).__name__.removesuffix("Config"))
+        self.check_widths()
 
     @property
     def image_sides(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import WeightsError
+from elastivid.core.errors import WeightsError, require_known_keys
 from elastivid.core.files import read_json
 from elastivid.layers.teach import Projection, taught
 from elastivid.layers.vit import BlockStyle, cubes, quick_gelu, through_blocks, vit_blocks
@@ -74,9 +74,7 @@ class UMTConfig:
         Raises:
             WeightsError: a key that we do not know, or a value that we do not offer.
         """
-        unknown = sorted(set(config) - set(_STUDENT) - _STUDENT_REST)
-        if unknown:
-            raise WeightsError(f"UMT reference config has unknown keys {unknown}; known: {sorted(_STUDENT)}")
+        require_known_keys("UMT reference config", config, _STUDENT, _STUDENT_REST)
         norm = config.get("clip_norm_type", "l2")
         if norm != "l2":
             raise WeightsError(f"UMT reference config has clip_norm_type={norm!r}; only 'l2' is offered")
@@ -180,9 +178,7 @@ class ClipTeacherConfig:
         Raises:
             WeightsError: a key that we do not know, or a value that we do not offer.
         """
-        unknown = sorted(set(config) - set(_TEACHER) - {"clip_norm_type"})
-        if unknown:
-            raise WeightsError(f"CLIP teacher config has unknown keys {unknown}; known: {sorted(_TEACHER)}")
+        require_known_keys("CLIP teacher config", config, _TEACHER, {"clip_norm_type"})
         return cls(**{_TEACHER[key]: value for key, value in config.items() if key in _TEACHER})
 
 

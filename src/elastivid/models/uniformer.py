@@ -28,13 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, attention_macs, block_macs, conv_macs, linear_macs
-from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.errors import PointError, require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.attention import Attention
-from elastivid.layers.block import Mlp
+from elastivid.layers.block import Mlp, initialise_linears
 from elastivid.layers.embed import patch_coordinates
 from elastivid.models.base import VideoEncoder
 from elastivid.models.token_encoder import count_parameters
@@ -131,9 +131,7 @@ class UniFormerConfig:
         Raises:
             WeightsError: a key that we do not know.
         """
-        unknown = sorted(set(config) - set(_REFERENCE))
-        if unknown:
-            raise WeightsError(f"UniFormer reference config has unknown keys {unknown}; known: {sorted(_REFERENCE)}")
+        require_known_keys("UniFormer reference config", config, _REFERENCE)
         return cls(**{_REFERENCE[key]: value for key, value in config.items()})
 
 
@@ -230,11 +228,7 @@ class UniFormer(VideoEncoder):
             before = dim
         self.norm = nn.BatchNorm3d(before)
         self.classifier = nn.Linear(before, config.num_classes) if config.num_classes else None
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
         for block in self.modules():
             if isinstance(block, GlobalBlock) and block.t_attn is not None:  # time adds nothing at first
                 nn.init.zeros_(block.t_attn.proj.weight)

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, attention_macs, block_macs, conv_macs, linear_macs
-from elastivid.core.errors import PointError, WeightsError
+from elastivid.core.errors import PointError, WeightsError, require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.attention import attend
-from elastivid.layers.block import Mlp
+from elastivid.layers.block import Mlp, initialise_linears
 from elastivid.layers.elastic import merge_heads, split_heads
 from elastivid.layers.embed import patch_coordinates
 from elastivid.layers.position import resize_table
@@ -131,9 +131,7 @@ class UniFormerV2Config:
         Raises:
             WeightsError: a key that we do not know, or values that do not fit together.
         """
-        unknown = sorted(set(config) - set(_REFERENCE) - _REST)
-        if unknown:
-            raise WeightsError(f"UniFormerV2 reference config has unknown keys {unknown}; known: {sorted(_REFERENCE)}")
+        require_known_keys("UniFormerV2 reference config", config, _REFERENCE, _REST)
         if (config.get("n_dim", config["width"]), config.get("n_head", config["heads"])) != (
             config["width"],
             config["heads"],
@@ -243,11 +241,7 @@ class UniFormerV2(VideoEncoder):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        initialise_linears(self)
         for block in self.global_blocks:
             for layer in (block.proj, block.mlp.fc2):  # type: ignore[union-attr]
                 nn.init.zeros_(layer.weight)  # type: ignore[union-attr, arg-type]

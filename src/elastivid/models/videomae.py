@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from elastivid.core.cost import Cost, block_macs, linear_macs
-from elastivid.core.errors import UnknownNameError, WeightsError
+from elastivid.core.errors import UnknownNameError, WeightsError, require_known_keys
 from elastivid.core.output import Output
 from elastivid.core.tokens import Tokens
 from elastivid.layers.elastic import layer_norm, linear
@@ -438,9 +438,7 @@ def _require_fixed(config: Mapping[str, Any]) -> None:
 
 def _from_released(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `VideoMAEConfig` for those of the released code."""
-    unknown = sorted(set(config) - set(_RELEASED) - set(_FIXED) - _RELEASED_REST)
-    if unknown:
-        raise WeightsError(f"VideoMAE reference config has unknown keys {unknown}; known: {sorted(_RELEASED)}")
+    require_known_keys("VideoMAE reference config", config, _RELEASED, _FIXED, _RELEASED_REST)
     _require_fixed(config)
     ours = {_RELEASED[key]: value for key, value in config.items() if key in _RELEASED}
     image = ours.get("image_size")

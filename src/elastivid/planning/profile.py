@@ -197,14 +197,17 @@ def _way(runtime: Runtime) -> tuple[object, ...]:
 
 
 def grid_points(subject: Subject) -> list[tuple[int, int, OperatingPoint]]:
-    """Frames, size and point of every row: octaves of tokens on the native grid, two for smaller grids and widths."""
+    """Frames, size and point of every row: octaves of tokens on the native grid, two for smaller grids and widths.
+
+    Each stands once, however small the model is: of one frame, half is one frame too.
+    """
     frames, size = subject.frames, subject.size
     everything = subject.available_tokens(frames, size)
     widths = profiled_widths(subject)[:-1]
     if "tokens" not in subject.axes:
         return [(frames, size, OperatingPoint(width=w)) for w in (*widths, None)]
     counts = [min(everything, max(everything >> octave, FEWEST_TOKENS)) for octave in range(OCTAVES)]
-    points = [(frames, size, OperatingPoint(tokens=count)) for count in dict.fromkeys(counts)]
+    points = [(frames, size, OperatingPoint(tokens=count)) for count in counts]
     points += [(frames, size, OperatingPoint(tokens=c, width=w)) for w in widths for c in (counts[1], counts[3])]
     patch = int(subject.config.patch_size)
     smaller = max(patch, size * 2 // 3 // patch * patch)
@@ -212,8 +215,8 @@ def grid_points(subject: Subject) -> list[tuple[int, int, OperatingPoint]]:
     for grid in ((half, size), (frames, smaller), (quarter, smaller)):
         available = subject.available_tokens(*grid)
         counts = [available, max(available // 6, min(FEWEST_TOKENS, available))]
-        points += [(*grid, OperatingPoint(tokens=count)) for count in dict.fromkeys(counts)]
-    return points
+        points += [(*grid, OperatingPoint(tokens=count)) for count in counts]
+    return list(dict.fromkeys(points))
 
 
 def profiled_widths(subject: Subject) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Event, Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -27,18 +28,46 @@ from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.models.base import DualEncoder, VideoEncoder
 from elastivid.video.transforms import Transform
 
+_SETTING = Lock()
+
 
 @contextmanager
 def threads_of(runtime: Runtime) -> Iterator[None]:
-    """Run what is inside on `runtime.threads` threads."""
+    """Run what is inside on `runtime.threads` threads; threads that are born meanwhile get what they always got."""
     before = torch.get_num_threads()
-    if runtime.threads not in (None, before):
-        torch.set_num_threads(runtime.threads or before)
+    if runtime.threads in (None, before):
+        yield
+        return
+    _set_here(runtime.threads or before)
     try:
         yield
     finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)
+        _set_here(before)
+
+
+def _set_here(count: int) -> None:
+    """Set the number of torch's threads for the calling thread.
+
+    `torch.set_num_threads` also sets it for threads that are born later. What those took before, a thread that is born
+    here finds out and sets again. A thread whose first use of torch falls in between gets `count`.
+    """
+    changed, known = Event(), Event()
+
+    def keep() -> None:
+        others = torch.get_num_threads()
+        known.set()
+        changed.wait()
+        torch.set_num_threads(others)
+
+    with _SETTING:
+        keeper = Thread(target=keep, name="elastivid-threads")
+        keeper.start()
+        known.wait()
+        try:
+            torch.set_num_threads(count)
+        finally:
+            changed.set()
+            keeper.join()
 
 
 class Executor:

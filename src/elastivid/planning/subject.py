@@ -190,11 +190,11 @@ def describe(address: str) -> Subject:
 
 def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
     """The subject of the file of a dual encoder or of a classifier, whose head costs next to nothing."""
-    from elastivid.weights.classifier import FAMILY, config_of
+    from elastivid.weights.classifier import config_of, describes_classifier
     from elastivid.weights.load import DUALS, family_of
 
     try:
-        if metadata.get("family") == FAMILY:
+        if describes_classifier(metadata):
             config: Any = config_of(metadata).encoder
         else:
             family = family_of(metadata)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from elastivid.core.point import OperatingPoint
+from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.models.fluxvit import FluxViT
 from elastivid.train.checkpoint import LAST, load_checkpoint
 from elastivid.train.stages import TrainingError
@@ -19,6 +21,26 @@ def point_at(tokens: int, video: Tensor, patch_size: int) -> OperatingPoint:
     _, frames, _, height, width = video.shape
     available = frames * (height // patch_size) * (width // patch_size)
     return OperatingPoint(tokens=tokens if tokens < available else None)
+
+
+def require_falling(token_counts: Sequence[int]) -> None:
+    """Refuse counts that do not fall.
+
+    Raises:
+        ValueError: there are none, or one is not below the one before.
+    """
+    if list(token_counts) != sorted(set(token_counts), reverse=True) or not token_counts:
+        raise ValueError(f"token_counts must fall, as in (2048, 1024, 512), got {tuple(token_counts)}")
+
+
+def start(model: FluxViT, path: Path | None) -> None:
+    """Fill the trunk of `model` with that of a run or checkpoint (see `load_encoder`), or prepare it for scratch."""
+    if path is not None:
+        load_encoder(model, path)
+        return
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        initialise_mimetic(block)
 
 
 def load_encoder(model: FluxViT, path: Path) -> None:

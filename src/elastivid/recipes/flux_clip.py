@@ -32,7 +32,6 @@ from torch.utils.data import Dataset
 from elastivid.core.point import OperatingPoint
 from elastivid.data.clips import ClipStream
 from elastivid.data.sampling import Shapes
-from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.losses.contrastive import agreement_chain, contrastive
 from elastivid.losses.gather import gathered
 from elastivid.models.dual import FluxDual, FluxDualConfig
@@ -45,7 +44,7 @@ from elastivid.recipes._captioned import (
     choice_rows,
     collate_captioned,
 )
-from elastivid.recipes._flux import load_encoder, point_at
+from elastivid.recipes._flux import point_at, require_falling, start
 from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
 from elastivid.train.stages import Stage
 
@@ -87,8 +86,7 @@ class FluxClipConfig(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if list(self.token_counts) != sorted(set(self.token_counts), reverse=True) or not self.token_counts:
-            raise ValueError(f"token_counts must fall, got {self.token_counts}")
+        require_falling(self.token_counts)
 
 
 class FluxClip(Recipe):
@@ -108,12 +106,7 @@ class FluxClip(Recipe):
     def build(self) -> nn.Module:
         """Both towers, the video tower from `encoder` if that is given."""
         model = self.config.model.build()
-        if self.config.encoder is not None:
-            load_encoder(model.video, self.config.encoder)
-            return model
-        for block in model.video.blocks:
-            assert isinstance(block, Block)
-            initialise_mimetic(block)
+        start(model.video, self.config.encoder)
         return model
 
     def stages(self) -> tuple[Stage, ...]:

@@ -34,11 +34,10 @@ from torch.utils.data import Dataset
 from elastivid.data.clips import ClipSample, ClipStream, collate
 from elastivid.data.fluxbench import VALIDATION_CLIPS
 from elastivid.data.sampling import Shapes
-from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.losses.contrastive import agreement_chain
 from elastivid.models.fluxvit import PRESETS, FluxViT, FluxViTConfig
 from elastivid.recipes._bench import BenchClips, Labelled, listed
-from elastivid.recipes._flux import load_encoder, point_at
+from elastivid.recipes._flux import point_at, require_falling, start
 from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
 from elastivid.train.stages import Stage
 from elastivid.video.transforms import Transform
@@ -90,8 +89,7 @@ class FluxTuneConfig(RecipeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if list(self.token_counts) != sorted(set(self.token_counts), reverse=True) or not self.token_counts:
-            raise ValueError(f"token_counts must fall, got {self.token_counts}")
+        require_falling(self.token_counts)
         if (self.train is None) != (self.validation is None):
             raise ValueError(f"give both train and validation, or neither, got {self.train} and {self.validation}")
 
@@ -130,12 +128,7 @@ class FluxTune(Recipe):
         """The model with a pool and a classifier per token count, its trunk from `init` if that is given."""
         classes = len(self.clips[0].classes)
         model = replace(self.config.model, num_pools=len(self.config.token_counts), num_classes=classes).build()
-        if self.config.init is not None:
-            load_encoder(model, self.config.init)
-            return model
-        for block in model.blocks:
-            assert isinstance(block, Block)
-            initialise_mimetic(block)
+        start(model, self.config.init)
         return model
 
     def stages(self) -> tuple[Stage, ...]:

@@ -33,10 +33,10 @@ from elastivid.data.listing import read_entries
 from elastivid.data.mixture import PATCH_PIXELS, REAL_READING, Mixture, MixtureConfig, Sample, collate
 from elastivid.data.quarantine import Quarantine
 from elastivid.data.splits import folds_by_size
-from elastivid.layers.block import Block, initialise_mimetic
 from elastivid.models.dual import PRESETS, FluxDual
 from elastivid.models.text import TextTower
 from elastivid.recipes._captioned import choice_rows
+from elastivid.recipes._flux import start
 from elastivid.train.checkpoint import load_weights
 from elastivid.train.dual import DualLoss, add_words, draw_points
 from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
@@ -132,9 +132,7 @@ class Nano(Recipe):
         if self.config.init is not None:
             load_weights(module, self.config.init)
             return module
-        for block in module.model.video.blocks:
-            assert isinstance(block, Block)
-            initialise_mimetic(block)
+        start(module.model.video, None)
         return module
 
     def stages(self) -> tuple[Stage, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -126,10 +127,17 @@ class Tables:
         return sum(path.endswith(".lance") for path in self._listing())
 
     def compact(self) -> None:
-        """Join the small fragments that many commits leave, and drop superseded versions. Called under the lock."""
+        """Join the small fragments that many commits leave, and drop every version but the last. Under the lock.
+
+        Joining writes two versions, and the first still points at the old fragments: whatever age but none spared it
+        where both were written within that age. LanceDB warns that older versions may be in use; nobody reads them
+        without the lock.
+        """
         before = self._listing()
-        for table in self._tables.values():
-            table.optimize(cleanup_older_than=timedelta(milliseconds=1))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimize.cleanup_older_than=0", UserWarning)
+            for table in self._tables.values():
+                table.optimize(cleanup_older_than=timedelta(0))
         self._flush(before)
 
     def _listing(self) -> set[str]:

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elastivid.core.answer import Answer, Evidence
@@ -52,6 +51,7 @@ from elastivid.models.tiny_vlm import (
 from elastivid.search.printing import clock
 from elastivid.video.reader import VideoReader
 from elastivid.weights.load import load_asker
+from elastivid.weights.writing import write_weights
 
 DEFAULT_MEMORY_BYTES = 8_000_000
 RECENT_SHARE = 0.1
@@ -301,10 +301,7 @@ class Watch:
                 "model_id": self.model.weights_id,
             }
         }
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        save_file(state, partial, metadata={k: json.dumps(v) for k, v in metadata.items()})
-        partial.replace(path)
+        write_weights(Path(path), state, metadata)
 
     @classmethod
     def resume(cls, path: str | os.PathLike[str], source: str | os.PathLike[str] | None = None) -> Watch:

@@ -124,7 +124,10 @@ def checked_counts(keep: int | Sequence[int], tokens: Tokens) -> tuple[int, ...]
     for row, (count, most) in enumerate(zip(counts, available, strict=True)):
         if not 1 <= count <= most:
             where = "" if len(set(available)) == 1 and len(set(counts)) == 1 else f" in clip {row}"
-            raise PointError(f"cannot keep {count} tokens of {most}{where}; allowed: 1 to {most}")
+            raise PointError(
+                f"cannot keep {count} tokens of {most}{where}; allowed: 1 to {most}, or None for all of them; more "
+                "frames or a larger size have more"
+            )
     return counts
 
 

@@ -31,8 +31,8 @@ Seed = int | Sequence[int]
 """One seed for all clips, or one per clip."""
 
 
-class RandomTokens(Selector):
-    """Keep places drawn one by one.
+class _Drawn(Selector):
+    """Keeps what is drawn.
 
     Args:
         seed: what the draw depends on, see `Seed`.
@@ -43,6 +43,10 @@ class RandomTokens(Selector):
 
     def __init__(self, seed: Seed = 0) -> None:
         self.seeds = _checked_seeds(seed)
+
+
+class RandomTokens(_Drawn):
+    """Keep places drawn one by one."""
 
     def scores(self, tokens: Tokens) -> Tensor:
         """A random number per place of the grid, (B, M)."""
@@ -50,20 +54,11 @@ class RandomTokens(Selector):
         return _looked_up(_uniform(self.seeds, tokens, frames * rows * columns), _cells(tokens))
 
 
-class RandomTubes(Selector):
+class RandomTubes(_Drawn):
     """Keep places of the frame at all times, so nothing hidden can be copied from another frame.
 
     Where K is no multiple of the frames, one more tube stays in its earliest frames only.
-
-    Args:
-        seed: what the draw depends on, see `Seed`.
-
-    Raises:
-        PointError: a seed is negative; on use: there is not one per clip.
     """
-
-    def __init__(self, seed: Seed = 0) -> None:
-        self.seeds = _checked_seeds(seed)
 
     def scores(self, tokens: Tokens) -> Tensor:
         """A random number per place of the frame, (B, M)."""
@@ -71,18 +66,8 @@ class RandomTubes(Selector):
         return _looked_up(_uniform(self.seeds, tokens, rows * columns), _cells(tokens) % (rows * columns))
 
 
-class RandomFrames(Selector):
-    """Keep whole frames. Where K is no multiple of a frame, one more frame stays in its first rows only.
-
-    Args:
-        seed: what the draw depends on, see `Seed`.
-
-    Raises:
-        PointError: a seed is negative; on use: there is not one per clip.
-    """
-
-    def __init__(self, seed: Seed = 0) -> None:
-        self.seeds = _checked_seeds(seed)
+class RandomFrames(_Drawn):
+    """Keep whole frames. Where K is no multiple of a frame, one more frame stays in its first rows only."""
 
     def scores(self, tokens: Tokens) -> Tensor:
         """A random number per frame, (B, M)."""

@@ -24,6 +24,7 @@ from elastivid.core.files import read_json
 from elastivid.train.recipe import Recipe
 from elastivid.train.settings import differences, fingerprint, from_values, to_values
 from elastivid.train.stages import TrainingError
+from elastivid.weights.writing import misfits
 
 LAST, BEST, MODEL, RUN = "last.pt", "best.pt", "model.safetensors", "run.json"
 
@@ -133,14 +134,8 @@ def load_weights(module: torch.nn.Module, path: Path) -> int:
     """
     state = load_checkpoint(path / LAST if path.is_dir() else path)
     weights = state.get("average") or state["module"]
-    own = module.state_dict()
-    missing, unknown = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    shapes = [
-        f"{name}: file {tuple(weights[name].shape)}, model {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(weights))
-        if own[name].shape != weights[name].shape
-    ]
-    if missing or unknown or shapes:
-        raise TrainingError(f"{path} does not fit the model; missing {missing}, unknown {unknown}, misshapen {shapes}")
+    problem = misfits(module.state_dict(), weights)
+    if problem:
+        raise TrainingError(f"{path} {problem}")
     module.load_state_dict(weights)
     return int(state["step"])

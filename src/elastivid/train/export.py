@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from elastivid.models.classifier import ClipClassifier
-from elastivid.models.towers import TwoTowers
+from elastivid.models.towers import TwoTowers, hash_of_tensors
 from elastivid.train.checkpoint import MODEL
 from elastivid.train.recipe import Recipe
 from elastivid.weights.classifier import save_classifier
 from elastivid.weights.load import save
+from elastivid.weights.writing import write_weights
 
 
 def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
@@ -23,7 +22,7 @@ def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
 
     A dual encoder becomes a file that `elastivid.load` reads; its weights are rounded to half precision there. A
     classifier becomes a file that `elastivid classify` reads. Any other model is written in its own precision with its
-    config beside it.
+    config beside it; a FluxViT with heads whose classes `measured` names can be classified with too.
 
     Args:
         recipe: says what to export and what it was.
@@ -52,12 +51,10 @@ def export(recipe: Recipe, module: nn.Module, folder: Path, step: int) -> Path:
         "family": type(model).__module__.rpartition(".")[2],
         "address": address,
         "config": dataclasses.asdict(config) if dataclasses.is_dataclass(config) else None,  # type: ignore[arg-type]
+        "weights_id": hash_of_tensors(model),
         "licence": exported.licence,
         "card": card,
         **exported.measured,
     }
-    partial = path.with_suffix(".partial")
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, partial, metadata={key: json.dumps(value) for key, value in metadata.items()})
-    partial.replace(path)
+    write_weights(path, model.state_dict(), metadata)
     return path

@@ -90,6 +90,7 @@ def train(
     *,
     resume: bool = False,
     device: str = "auto",
+    begins: Callable[[], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Finished:
@@ -100,6 +101,7 @@ def train(
         folder: checkpoints, logs and the final model go there.
         resume: go on from the last checkpoint in the folder; without one, start.
         device: see `accelerator_for`.
+        begins: called once in the main process when nothing speaks against training, before anything is built.
         progress: called after every step in the main process.
         should_stop: asked after every step; true ends the run after a checkpoint.
 
@@ -117,6 +119,8 @@ def train(
     if recipe.config.sharded and accelerator.num_processes == 1:
         raise TrainingError("sharded spreads a model over several processes; start more of them (--processes)")
     goes_on = told_by_main(accelerator, lambda: open_run(folder, recipe, resume=resume))
+    if begins is not None and accelerator.is_main_process:
+        begins()
     run = Run(recipe, folder, accelerator, progress, should_stop)
     if goes_on:
         run.restore(load_checkpoint(folder / LAST))

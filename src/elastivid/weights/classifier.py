@@ -1,15 +1,17 @@
-"""Files of trained classifiers: one safetensors with an encoder, a head, and the names of its classes in the config.
+"""Files of trained classifiers: one safetensors with an encoder, its heads, and the names of its classes.
 
-    family        "classifier"
-    config        what `ClassifierConfig.to_dict` gives: encoder, classes, blocks, transform, frames
-    address, licence, card, weights_id
+                  linear_probe, finetune                      flux_tune
+    family        "classifier"                                "fluxvit"
+    config        encoder, classes, blocks, transform,        sizes of the FluxViT
+                  frames (`ClassifierConfig.to_dict`)
+    classes                                                   names
+    trained_tokens                                            a count per head
 
-`linear_probe` and `finetune` export such files. Importing this module loads no torch.
+and address, licence, card and weights_id, the hash of the tensors, in both. Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 from elastivid.core.errors import ElastividError, WeightsError
 from elastivid.weights.hub import UNKNOWN_LICENCE
 from elastivid.weights.load import read_metadata, resolve
+from elastivid.weights.writing import write_weights
 
 if TYPE_CHECKING:
     from elastivid.models.classifier import ClassifierConfig, ClipClassifier
+    from elastivid.models.flux_classifier import FluxClassifier, FluxClassifierConfig
 
 FAMILY = "classifier"
+HEADED = "fluxvit"  # a family of encoders whose files may hold heads; those that name classes are classifiers
 
 
 def is_classifier(address: str) -> bool:
@@ -30,27 +35,36 @@ def is_classifier(address: str) -> bool:
     Raises:
         WeightsError: it is a path, and there is no such file or it is damaged.
     """
-    return address.endswith(".safetensors") and read_metadata(resolve(address)).get("family") == FAMILY
+    return address.endswith(".safetensors") and describes_classifier(read_metadata(resolve(address)))
 
 
-def config_of(metadata: Mapping[str, Any]) -> ClassifierConfig:
+def describes_classifier(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata are those of a classifier's file."""
+    family = metadata.get("family")
+    return family == FAMILY or (family == HEADED and "classes" in metadata)
+
+
+def config_of(metadata: Mapping[str, Any]) -> ClassifierConfig | FluxClassifierConfig:
     """The config in the metadata of a classifier's file.
 
     Raises:
         WeightsError: it does not describe a classifier.
     """
     from elastivid.models.classifier import ClassifierConfig
+    from elastivid.models.flux_classifier import FluxClassifierConfig
 
     try:
+        if metadata.get("family") == HEADED:
+            return FluxClassifierConfig.from_metadata(metadata)
         return ClassifierConfig.from_dict(metadata["config"])
     except (KeyError, TypeError, ValueError, AttributeError, ImportError, ElastividError) as error:
         raise WeightsError(
             f"the metadata of the file does not describe a classifier ({type(error).__name__}: {error}); "
-            "use a file that linear_probe, finetune or save_classifier wrote"
+            "use a file that linear_probe, finetune, flux_tune or save_classifier wrote"
         ) from error
 
 
-def load_classifier(address: str) -> ClipClassifier:
+def load_classifier(address: str) -> ClipClassifier | FluxClassifier:
     """The classifier in a file, in evaluation mode on the CPU.
 
     Raises:
@@ -58,17 +72,16 @@ def load_classifier(address: str) -> ClipClassifier:
     """
     from safetensors.torch import load_file
 
-    from elastivid.models.towers import hash_of_tensors
-
     path = resolve(address)
     metadata = read_metadata(path)
     model = config_of(metadata).build()
+    headed = metadata["family"] == HEADED  # the file of an encoder, heads included
     try:
-        model.load_state_dict(load_file(path), strict=True)
+        (model.encoder if headed else model).load_state_dict(load_file(path), strict=True)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the model its metadata describes: {error}") from error
-    own = hash_of_tensors(model)
-    if metadata.get("weights_id") != own:
+    own = model.weights_id
+    if metadata.get("weights_id", own if headed else None) != own:  # the first files with heads did not state it
         raise WeightsError(f"tensors of {path} hash to {own}, but it says {metadata.get('weights_id')}: it is damaged")
     return model.eval()
 
@@ -90,19 +103,12 @@ def save_classifier(
         licence: SPDX expression of the weights.
         card: how it was trained, on what, and what it measures; JSON values.
     """
-    from safetensors.torch import save_file
-
-    from elastivid.models.towers import hash_of_tensors
-
     metadata = {
         "family": FAMILY,
         "address": address,
         "config": model.config.to_dict(),
-        "weights_id": hash_of_tensors(model),
+        "weights_id": model.weights_id,
         "licence": licence,
         "card": dict(card or {}),
     }
-    partial = path.with_suffix(".partial")
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, partial, metadata={key: json.dumps(value) for key, value in metadata.items()})
-    partial.replace(path)
+    write_weights(path, model.state_dict(), metadata)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import json
 import math
 import pickle
 import warnings
@@ -33,6 +32,7 @@ from elastivid.core.errors import UnknownNameError, WeightsError
 from elastivid.layers.position import resize_table
 from elastivid.models.base import VideoEncoder
 from elastivid.weights.load import families, read_metadata
+from elastivid.weights.writing import write_weights
 
 INNER = ("model", "module", "state_dict", "model_state_dict", "model_state", "encoder")  # in this order
 CLASSIFIERS = ("classifier.weight", "classifiers.0.weight")
@@ -305,8 +305,6 @@ def _report(
 
 def save_encoder(model: VideoEncoder, path: Path, *, address: str, licence: str, card: Mapping[str, Any]) -> None:
     """Write an encoder's weights, in the precision they have, with what rebuilds it: replaced atomically."""
-    from safetensors.torch import save_file
-
     metadata = {
         "family": type(model).__module__.rpartition(".")[2],
         "address": address,
@@ -314,10 +312,7 @@ def save_encoder(model: VideoEncoder, path: Path, *, address: str, licence: str,
         "licence": licence,
         "card": dict(card),
     }
-    partial = path.with_suffix(".partial")
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, partial, metadata={name: json.dumps(value) for name, value in metadata.items()})
-    partial.replace(path)
+    write_weights(path, model.state_dict(), metadata)
 
 
 def load_encoder(path: Path) -> VideoEncoder:

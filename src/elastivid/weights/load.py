@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from elastivid.core.errors import UnknownNameError, WeightsError
 from elastivid.weights.hub import UNKNOWN_LICENCE, HubAddress, is_hub, licence_of, locate, space_of, weight_files
 from elastivid.weights.licence import ANY, require_licence
+from elastivid.weights.writing import misfits, write_weights
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +254,6 @@ def save(
             that rounding would move it out of that model's space.
     """
     import torch
-    from safetensors.torch import save_file
 
     other = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
     if other:
@@ -269,7 +269,7 @@ def save(
             "rounding to half precision moved this part of a model out of the space of the whole; save the whole model "
             "first, which rounds it in place, and cut the part out again with at()"
         )
-    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     metadata = {
         "family": type(model).__module__.rpartition(".")[2],
         "address": address,
@@ -283,9 +283,7 @@ def save(
         "golden": golden_embedding(model),
         **(measured or {}),
     }
-    partial = path.with_suffix(".partial")
-    save_file(state, partial, metadata={key: json.dumps(value) for key, value in metadata.items()})
-    partial.replace(path)
+    write_weights(path, state, metadata)
 
 
 def golden_embedding(model: TwoTowers) -> list[float]:
@@ -300,15 +298,9 @@ def golden_embedding(model: TwoTowers) -> list[float]:
 
 
 def _check_keys(path: Path, wanted: dict[str, torch.Tensor], stored: dict[str, torch.Tensor]) -> None:
-    missing = sorted(set(wanted) - set(stored))
-    unknown = sorted(set(stored) - set(wanted))
-    shapes = [
-        f"{name}: file {tuple(stored[name].shape)}, model {tuple(wanted[name].shape)}"
-        for name in sorted(set(wanted) & set(stored))
-        if stored[name].shape != wanted[name].shape
-    ]
-    if missing or unknown or shapes:
-        raise WeightsError(f"{path} does not fit the model; missing {missing}, unknown {unknown}, misshapen {shapes}")
+    problem = misfits(wanted, stored)
+    if problem:
+        raise WeightsError(f"{path} {problem}")
 
 
 def _check_golden(path: Path, model: TwoTowers, wanted: list[float]) -> None:

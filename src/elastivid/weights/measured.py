@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from elastivid.core.errors import WeightsError
 from elastivid.weights.load import read_metadata
+from elastivid.weights.writing import write_weights
 
 POINT_KEYS = {"frames", "size", "tokens", "width", "accuracy"}
 
@@ -26,7 +26,7 @@ def add_front(path: Path, *, data: str, metric: str, points: Sequence[Mapping[st
     Raises:
         WeightsError: the file is none of ours, there are no points, or one has other keys.
     """
-    from safetensors.numpy import load_file, save_file
+    from safetensors.torch import load_file
 
     if not points or any(set(point) != POINT_KEYS for point in points):
         raise WeightsError(f"a front needs points, each with {', '.join(sorted(POINT_KEYS))}; got {list(points)[:1]}")
@@ -36,6 +36,4 @@ def add_front(path: Path, *, data: str, metric: str, points: Sequence[Mapping[st
     same = {name: new[name] for name in ("weights", "data", "metric")}
     others = [row for row in metadata.get("fronts", ()) if {name: row.get(name) for name in same} != same]
     metadata["fronts"] = [*others, new]
-    partial = path.with_suffix(".partial")
-    save_file(load_file(path), partial, metadata={key: json.dumps(value) for key, value in metadata.items()})
-    partial.replace(path)
+    write_weights(path, load_file(path), metadata)

@@ -203,6 +203,7 @@ def test_captions_in_a_list_are_retrieved(folder, tmp_path):
 def test_it_trains_nothing_and_settings_are_checked(tmp_path):
     with pytest.raises(TrainingError, match="zero_shot trains nothing"):
         train(ZeroShotEvaluation(), tmp_path / "run", device="cpu")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="crops 1 or 3"):
         ZeroShotConfig(crops=2)
     with pytest.raises(PointError, match="crops 1 or 3"):

@@ -241,7 +241,7 @@ def test_measured_fronts_decide(elastic, elastic_planner):
     [
         (
             "0.1ms",
-            r"no plan for nano keeps 0.1ms; the cheapest there is, .*1 frames of 84 px.*ms with the margin where 0.1",
+            r"no plan for nano keeps 0.1ms; the cheapest there is, .*1 frame of 84 px.*ms with the margin where 0.1",
         ),
         ("1mmacs", r"the cheapest there is, .* GMACs where 0.001 are allowed"),
         ("9000x", r"x realtime with the margin where 9000 are wanted"),

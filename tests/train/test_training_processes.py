@@ -88,6 +88,8 @@ def test_commands_train_resume_and_evaluate(tmp_path, monkeypatch, capsys):
     code, _, errors = run("train", recipe, "--out", out, "--resume", "--set", "hidden=9", "--device", "cpu")
     assert (code, "before -> now: hidden: 8 -> 9. " in errors) == (1, True)  # the other settings come from the run
     assert "run in" not in errors
+    code, _, errors = run("train", "linear_probe", "--out", out, "--resume", "--device", "cpu")
+    assert (code, "holds a run of the recipe 'tiny_recipe', not of 'linear_probe'; name that" in errors) == (1, True)
     code, text, _ = run("train", recipe, "--out", out, "--resume", "--device", "cpu")
     assert code == 0
     code, text, _ = run("eval", recipe, "--from", out, "--json", "--device", "cpu")

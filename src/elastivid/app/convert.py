@@ -21,7 +21,7 @@ def run_convert(
     """Convert, write, and return the report, the file and its number of parameters.
 
     Raises:
-        WeightsError: the file would overwrite the checkpoint.
+        WeightsError: the file would overwrite the checkpoint, or the checkpoint is a file of ours already.
     """
     from elastivid.train.settings import changed
     from elastivid.weights.convert import convert, save_encoder
@@ -29,10 +29,26 @@ def run_convert(
     target = out or Path(f"{checkpoint.stem}.safetensors")
     if target.resolve() == checkpoint.resolve():
         raise WeightsError(f"{target} is the checkpoint itself; name another file with --out")
+    _require_foreign(checkpoint)
     model, report = convert(checkpoint, address, adjust=lambda config: changed(config, settings), key=key)
     card = {"converted_from": checkpoint.name, "settings": list(settings)}
     save_encoder(model, target, address=address, licence=licence, card=card)
     return report, target, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _require_foreign(checkpoint: Path) -> None:
+    """Refuse what needs no conversion."""
+    from elastivid.weights.load import read_metadata
+
+    try:
+        ours = checkpoint.suffix == ".safetensors" and read_metadata(checkpoint)
+    except WeightsError:
+        return  # of another program, or damaged, which reading it says
+    if ours:
+        raise WeightsError(
+            f"{checkpoint} is a weights file of elastivid already ({ours['address']}); use it as it is, for example "
+            f"--model {checkpoint}; elastivid info {checkpoint} says what it holds"
+        )
 
 
 def lines_of_report(report: Report, target: Path, parameters: int) -> list[str]:

@@ -7,10 +7,13 @@ import json
 import os
 import platform
 import sys
+import textwrap
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from elastivid import __version__
 from elastivid.app.text import short_path
@@ -32,6 +35,9 @@ PACKAGES = {
 }
 OPTIONAL = {"transformers": ("hf", "models of the hub, --model hf:...")}
 DISTRIBUTIONS = {"PIL": "pillow"}
+FIRST = ("address", "family", "licence", "weights_id", "space_id", "card")  # of the metadata of a weights file
+WIDTH = 118
+MOST_LISTED = 12
 CODECS = ("h264", "hevc", "av1", "vp9", "mpeg4", "prores")
 
 
@@ -109,13 +115,33 @@ def describe_model(address: str) -> list[str]:
         return describe_checkpoint(address)
     path = resolve(address)
     values = read_metadata(path)
-    lines = [f"{'file':<12} {printable(path)} ({path.stat().st_size / 1e6:.1f} MB)"]
+    shown = {"file": f"{path} ({path.stat().st_size / 1e6:.1f} MB)"}
+    names = [*(name for name in FIRST if name in values), *sorted(set(values) - {*FIRST, "golden", "text_config"})]
+    return _lines_of_values(shown | {name: values[name] for name in names})
+
+
+def _lines_of_values(values: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A line per name, wrapped; values in values on lines of their own below it, but for short ones."""
+    lines, wide = [], max(14, *map(len, values))
     for name, value in values.items():
-        if name in ("golden", "text_config"):
+        told = _told(value)
+        if told is None:
+            lines += [f"{indent}{name}", *_lines_of_values(value, indent + "  ")]
             continue
-        text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-        lines += [f"{name:<12} {text}".replace("\n", "\n" + " " * 13)]
+        wrapped = textwrap.wrap(printable(told), max(40, WIDTH - len(indent) - wide)) or [""]
+        lines += [f"{indent}{name:<{wide}} {wrapped[0]}", *(indent + " " * (wide + 1) + line for line in wrapped[1:])]
     return lines
+
+
+def _told(value: Any) -> str | None:
+    """A value on one line, long lists by their first entries; `None` for one that holds others by name."""
+    if isinstance(value, dict):
+        return None if value else "none"
+    if isinstance(value, list):
+        parts = [_told(item) or json.dumps(item, ensure_ascii=False) for item in value[:MOST_LISTED]]
+        rest = f" and {len(value) - MOST_LISTED} more" if len(value) > MOST_LISTED else ""
+        return (", ".join(parts) or "none") + rest
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def describe_checkpoint(address: str) -> list[str]:

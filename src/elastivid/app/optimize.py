@@ -137,7 +137,8 @@ def draw_surface(found: Optimum, path: Path) -> None:
         axes.set_yticks(range(len(frames)), [str(count) for count in frames])
         axes.set_xlabel("side in pixels")
         axes.set_ylabel("frames")
-        axes.set_title(f"{found.best.tokens} tokens" + (f", width {width}" if width else ""))
+        what = f"{found.best.tokens} tokens" + (f", width {width}" if width else "")
+        axes.set_title(f"{what}\nbest in red, unmasked in white", fontsize=10)
     figure.colorbar(image, ax=figure.axes, label="accuracy in %")
     figure.savefig(path, dpi=120)
 

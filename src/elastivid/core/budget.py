@@ -190,7 +190,7 @@ def _whole(name: str, value: float | None) -> int | None:
 
 def _is_whole(value: object) -> bool:
     """Whether it is a whole number from 1 up."""
-    return isinstance(value, Real) and math.isfinite(value) and value == int(value) and value >= 1
+    return isinstance(value, Real) and float(value).is_integer() and float(value) >= 1
 
 
 def _number(value: float) -> str:

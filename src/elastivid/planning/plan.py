@@ -468,7 +468,9 @@ class Planner:
             return f"{chosen.point.width} of {full}: measured to be best within the budget"
         wider = min(width for width in widths if width > chosen.point.width)  # type: ignore[operator]
         least = self.estimate(chosen.sampling, self._fewest(chosen.sampling), wider, chosen.runtime)
-        return f"clamped to {chosen.point.width} of {full}: {wider} mean {_first(least.broken(budget, self.margin))}"
+        return (
+            f"clamped to {chosen.point.width} of {full}: {wider} would mean {_first(least.broken(budget, self.margin))}"
+        )
 
     def _runtime_reason(self, budget: Budget, chosen: Estimate) -> str:
         runtime = chosen.runtime
@@ -487,8 +489,9 @@ def describe_estimate(estimate: Estimate) -> str:
     """A candidate in a few words."""
     sampling, runtime = estimate.sampling, estimate.runtime
     width = f", width {estimate.point.width}" if estimate.point.width else ""
+    frames = f"{sampling.frames} frame" + ("s" if sampling.frames != 1 else "")
     return (
-        f"{estimate.tokens} tokens of {sampling.frames} frames of {sampling.size} px{width}, "
+        f"{estimate.tokens} tokens of {frames} of {sampling.size} px{width}, "
         f"{sampling.decode} decoding, {runtime.precision}, batch {runtime.batch}"
     )
 

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from elastivid.core.cost import Cost
-from elastivid.core.errors import BudgetError, PlanError, PointError, UnknownNameError, WeightsError
+from elastivid.core.errors import BudgetError, ElastividError, PlanError, PointError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.planning.timing import Work
 
@@ -180,7 +180,7 @@ def describe(address: str) -> Subject:
         return _from_metadata(address, read_metadata(resolve(address)))
     family, separator, preset = address.partition("/")
     if not separator or family not in families():
-        names = [*ALIASES, *(f"{name}/..." for name in families())]
+        names = [*ALIASES, *(f"{name}/PRESET" for name in families())]
         raise UnknownNameError("model (a shipped name, a .safetensors file or family/preset)", address, names)
     presets = importlib.import_module(f"elastivid.models.{family}").PRESETS
     if preset not in presets:
@@ -205,6 +205,8 @@ def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
         tokens = [int(count) for count in metadata.get("trained_tokens", ())]
         own = metadata.get("weights_id") or metadata.get("space_id")
         fronts = tuple(_front(row) for row in metadata.get("fronts", ()) if row["weights"] == own)
+    except ElastividError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"metadata of {address} cannot be planned with ({type(error).__name__}: {error}); it needs config, "

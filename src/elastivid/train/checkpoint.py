@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -95,8 +95,7 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> bool:
         if not resume:
             raise TrainingError(f"{folder} already holds a run; go on with it (--resume), or name another folder")
         before = read_json(path)
-        if before.get("recipe") != recipe.name:
-            raise TrainingError(f"{folder} holds a run of the recipe {before.get('recipe')!r}, not of {recipe.name!r}")
+        _require_run_of(folder, before, recipe.name)
         lines = differences(before.get("config", {}), described["config"])
         if lines:
             raise TrainingError(
@@ -114,12 +113,23 @@ def config_of_run(folder: Path, recipe: type[Recipe]) -> Any:
     """The settings that the run in `folder` was started with.
 
     Raises:
-        TrainingError: there is no run.
+        TrainingError: there is no run, or it is one of another recipe.
         SettingError: the settings are of another version of the recipe.
     """
     if not (folder / RUN).is_file():
         raise TrainingError(f"{folder} holds no run (no {RUN} in it)")
-    return from_values(recipe.config_class, read_json(folder / RUN)["config"])
+    described = read_json(folder / RUN)
+    _require_run_of(folder, described, recipe.__module__.rpartition(".")[2])
+    return from_values(recipe.config_class, described["config"])
+
+
+def _require_run_of(folder: Path, described: Mapping[str, Any], recipe: str) -> None:
+    """Refuse the run of another recipe."""
+    if described.get("recipe") != recipe:
+        raise TrainingError(
+            f"{folder} holds a run of the recipe {described.get('recipe')!r}, not of {recipe!r}; name that recipe, or "
+            "another folder"
+        )
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> int:

@@ -118,6 +118,7 @@ def train(
         )
     if recipe.config.sharded and accelerator.num_processes == 1:
         raise TrainingError("sharded spreads a model over several processes; start more of them (--processes)")
+    recipe.stages()  # a recipe that only measures says so here, before there is a folder
     goes_on = told_by_main(accelerator, lambda: open_run(folder, recipe, resume=resume))
     if begins is not None and accelerator.is_main_process:
         begins()

@@ -21,7 +21,7 @@ from elastivid.app import cli, info
 from elastivid.app.progress import show_progress
 from elastivid.search import index as index_module
 from elastivid.search.indexing import Progress
-from elastivid.search.printing import clock, span
+from elastivid.search.printing import clock, pace, span
 
 COMMANDS = {
     "index": {
@@ -367,6 +367,7 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
 def test_times_are_readable():
     assert [clock(t) for t in (0, 59.96, 61.5, 3600)] == ["0:00.0", "1:00.0", "1:01.5", "1:00:00.0"]
     assert [span(t) for t in (0.0123, 5, 600, 7300)] == ["12 ms", "5.0 s", "10 min", "2.0 h"]
+    assert [pace(x) for x in (0.0, 0.162, 3.25, 9.96, 117.4)] == ["0x", "0.16x", "3.2x", "10x", "117x"]
 
 
 def test_demo_on_own_videos_says_what_nano_is(colours, monkeypatch, capsys):

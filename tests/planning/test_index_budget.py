@@ -91,6 +91,15 @@ def test_refuses_what_cannot_be_planned(videos, tmp_path):
     assert not (tmp_path / "library.ev").exists()
 
 
+def test_what_an_existing_index_cannot_keep_is_said_once(videos, tmp_path):
+    index = ev.Index.open(tmp_path / "library.ev")
+    index.add(videos, budget="0.5gmacs")
+    with pytest.raises(BudgetError, match=r"got batch 3; leave it out$"):
+        index.plan(videos, "1gmacs, batch 3")
+    with pytest.raises(BudgetError, match=r"where 0\.1 are allowed; the index was made with .* allow more"):
+        index.plan(videos, "0.1gmacs")
+
+
 def test_the_typical_source_is_that_of_readable_files(videos, tmp_path):
     source = typical_source([str(videos)])
     assert (source.width, source.height, source.fps, source.files) == (96, 64, 10.0, 3)

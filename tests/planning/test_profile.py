@@ -249,6 +249,11 @@ def test_a_model_cut_to_some_channels_has_no_more():
     assert cut.cost(8, 70, OperatingPoint()).macs < subject.cost(8, 70, OperatingPoint()).macs
 
 
+def test_a_model_that_answers_cannot_be_planned_and_says_why():
+    with pytest.raises(WeightsError, match=r"^a tiny_vlm answers questions and embeds nothing"):
+        describe("nano-ask")
+
+
 @pytest.mark.parametrize("address", ["nanoo", "fluxvit", "fluxvit/huge", "nosuch/tiny"])
 def test_unknown_models_are_named(address):
     with pytest.raises(UnknownNameError, match="unknown"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elastivid.core.errors import QuestionError
-from elastivid.search.printing import clock, span
+from elastivid.search.printing import clock, pace, span
 
 if TYPE_CHECKING:
     from elastivid.core.answer import Answer
@@ -55,8 +55,8 @@ class WatchingLines:
             return
         self.said = now
         of = f" of {clock(length)}" if length else ""
-        pace = seconds / max(now - self.started, 1e-6)
-        print(f"elastivid: watched {clock(seconds)}{of}, {pace:.0f}x realtime", file=sys.stderr, flush=True)
+        fast = pace(seconds / max(now - self.started, 1e-6))
+        print(f"elastivid: watched {clock(seconds)}{of}, {fast} realtime", file=sys.stderr, flush=True)
 
 
 def lines_of_answers(answers: Sequence[Answer], watch: Watch, seconds: float) -> list[str]:
@@ -71,7 +71,7 @@ def lines_of_answers(answers: Sequence[Answer], watch: Watch, seconds: float) ->
             lines.append(f"  seen at {places}" + (f" and {more} more" if more else ""))
     watched = watch.watched_seconds
     lines.append(
-        f"watched {clock(watched)} in {span(seconds)} ({watched / max(seconds, 1e-6):.0f}x realtime), "
+        f"watched {clock(watched)} in {span(seconds)} ({pace(watched / max(seconds, 1e-6))} realtime), "
         f"memory {watch.nbytes / 1e6:.2f} of {watch.plan.memory_bytes / 1e6:.2f} MB"
     )
     return [*lines, KNOWS]

@@ -7,7 +7,7 @@ from typing import Any
 from elastivid.app.text import short_path
 from elastivid.core.cost import format_macs
 from elastivid.search.classify import Classification, Labelled
-from elastivid.search.printing import printable, span
+from elastivid.search.printing import pace, printable, span
 from elastivid.search.records import path_to_text
 
 MOST_WIDE = 60
@@ -41,10 +41,10 @@ def _cost(found: Classification) -> str:
     spent = f"{format_macs(per_window)} each, {format_macs(per_window * found.windows)} in all"
     line = (
         f"{span(found.video_seconds)} of video, {seen}: {spent}; {span(found.elapsed_seconds)}, of it "
-        f"{span(found.load_seconds)} loading {printable(found.model)}: {found.x_realtime:.3g}x realtime without that"
+        f"{span(found.load_seconds)} loading {printable(found.model)}: {pace(found.x_realtime)} realtime without that"
     )
     if found.plan is not None and found.plan.realtime_factor is not None:
-        line += f", {found.plan.realtime_factor:.0f}x planned within {found.plan.budget}"
+        line += f", {pace(found.plan.realtime_factor)} planned within {found.plan.budget}"
     return line
 
 

@@ -20,7 +20,7 @@ from elastivid.app.text import short_path
 from elastivid.core.cost import cpu_model
 from elastivid.core.errors import ElastividError
 from elastivid.search.library import VIDEO_SUFFIXES
-from elastivid.search.printing import printable, span
+from elastivid.search.printing import pace, printable, span
 
 PACKAGES = {
     "torch": "",
@@ -84,7 +84,7 @@ def describe_index(path: Path) -> list[str]:
     ]
     lines += [
         f"run        {run['files']} files, {span(run['video_seconds'])} in {span(run['elapsed_seconds'])}: "
-        f"{run['x_realtime']:.0f}x realtime"
+        f"{pace(run['x_realtime'])} realtime"
         for run in index.runs()[-3:]
     ]
     lines += [

@@ -14,6 +14,7 @@ from elastivid.core.cost import format_macs
 from elastivid.core.errors import BudgetError
 from elastivid.core.plan import Plan
 from elastivid.planning.plan import Planner
+from elastivid.search.printing import pace
 
 WIDTH = 118
 LABEL = 12
@@ -54,7 +55,7 @@ def line_of_index_plan(plan: Plan) -> str:
     parts.append(sampling.decode + " decoding")
     parts.append(f"{plan.point.tokens or 'all'} tokens" + (f", width {plan.point.width}" if plan.point.width else ""))
     parts += [plan.runtime.precision, format_macs(plan.cost.macs) + " per window"]
-    predicted = "" if plan.realtime_factor is None else f"; {plan.realtime_factor:.0f}x realtime predicted"
+    predicted = "" if plan.realtime_factor is None else f"; {pace(plan.realtime_factor)} realtime predicted"
     return f"plan {plan.fingerprint} within {plan.budget}: {', '.join(parts)}{predicted}"
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from elastivid.app.text import short_path
-from elastivid.search.printing import span
+from elastivid.search.printing import pace, span
 
 if TYPE_CHECKING:
     from elastivid.search.indexing import Progress
@@ -104,7 +104,7 @@ def rates(progress: Progress) -> str:
     """Videos per second, x realtime and time left."""
     eta = f", {span(progress.eta_seconds)} left" if progress.eta_seconds is not None else ""
     per_second = progress.files_done / progress.elapsed_seconds if progress.elapsed_seconds else 0.0
-    return f"{per_second:.1f} videos/s, {progress.x_realtime:.0f}x realtime{eta}"
+    return f"{per_second:.1f} videos/s, {pace(progress.x_realtime)} realtime{eta}"
 
 
 @contextmanager

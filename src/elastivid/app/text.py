@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from elastivid.search.printing import printable, span
+from elastivid.search.printing import pace, printable, span
 from elastivid.search.records import FileRecord
 from elastivid.search.words import Words
 
@@ -40,7 +40,7 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
     if report.windows:
         lines.append(
             f"{span(report.video_seconds)} of video, {report.windows} windows in {span(report.elapsed_seconds)}: "
-            f"{report.x_realtime:.0f}x realtime"
+            f"{pace(report.x_realtime)} realtime"
         )
         spent = report.spent
         lines.append(
@@ -50,8 +50,8 @@ def lines_of_add(report: AddReport, index: Index) -> list[str]:
         if report.plan is not None and report.plan.realtime_factor is not None:
             without_loading = report.video_seconds / max(report.elapsed_seconds - spent.load_seconds, 1e-9)
             lines.append(
-                f"budget {report.plan.budget}: planned {report.plan.realtime_factor:.0f}x, "
-                f"took {without_loading:.0f}x realtime without loading the model"
+                f"budget {report.plan.budget}: planned {pace(report.plan.realtime_factor)}, "
+                f"took {pace(without_loading)} realtime without loading the model"
                 + (" (short runs are mostly starting up)" if report.elapsed_seconds < SHORT_RUN_SECONDS else "")
             )
     lines += [f"trouble: folder left out: {reason}" for reason in report.unlisted[:SHOWN_BAD_FILES]]

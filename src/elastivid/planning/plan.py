@@ -175,8 +175,8 @@ class Planner:
             cheapest = self.cheapest(budget)
             raise BudgetError(
                 f"no plan for {self.subject.address} keeps {budget}; the cheapest there is, "
-                f"{describe_estimate(cheapest)}, means {' and '.join(cheapest.broken(budget, self.margin))}; "
-                "allow that much, or take a smaller model"
+                f"{describe_estimate(cheapest)}, means {' and '.join(cheapest.broken(budget, self.margin))}"
+                + ("" if self.fixed.point else "; allow that much, or take a smaller model")
             )
         return Plan(
             chosen.sampling,

@@ -67,6 +67,7 @@ def plan_for_index(
     """
     if index._wanted.encoder is not None:
         raise BudgetError("a budget needs a model that is named, not an encoder object; pass its sampling and point")
+    _require_batch(budget)
     made_with = index.settings if index._store.exists else None
     sampling = made_with.sampling if made_with else index._wanted.sampling
     point = made_with.point if made_with else index._wanted.point
@@ -103,14 +104,19 @@ def plan_for_files(
         BudgetError: nothing keeps the budget, or it states a batch that a pipeline does not have.
         UnknownNameError, PlanError: the model cannot be planned.
     """
-    if budget.batch not in (None, BATCH_WINDOWS):
-        raise BudgetError(f"windows are embedded {BATCH_WINDOWS} at a time, got batch {budget.batch}; leave it out")
+    _require_batch(budget)
     way = Runtime(threads=1, batch=BATCH_WINDOWS, workers=ENCODER_THREADS)
     fixed = Fixed(sampling=sampling is not None, size=True, point=point, way=way)
     planner = planner_for(
         describe(model), budget, sampling=sampling, source=typical_source(roots), fixed=fixed, progress=progress
     )
     return planner.plan(budget)
+
+
+def _require_batch(budget: Budget) -> None:
+    """Refuse a batch that a pipeline does not have."""
+    if budget.batch not in (None, BATCH_WINDOWS):
+        raise BudgetError(f"windows are embedded {BATCH_WINDOWS} at a time, got batch {budget.batch}; leave it out")
 
 
 def typical_source(roots: list[str]) -> Source:

@@ -23,6 +23,11 @@ def span(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def pace(factor: float) -> str:
+    """Seconds of video per second, "12x"; two digits below ten, so that slow is not nothing."""
+    return f"{factor:.0f}x" if factor >= 9.95 else f"{factor:.2g}x"
+
+
 def printable(path: str | Path) -> str:
     """A path that can be printed on any terminal: bytes that are not UTF-8 become question marks."""
     return str(path).encode("utf-8", "replace").decode("utf-8")

@@ -21,7 +21,7 @@ import numpy as np
 
 from elastivid.core.errors import MissingExtraError
 from elastivid.search.moments import Moment
-from elastivid.search.printing import clock, printable, span
+from elastivid.search.printing import clock, pace, printable, span
 from elastivid.search.records import FileRecord, LibraryError
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ def _footer(results: Sequence[SearchResult], index: Index, files: list[FileRecor
         run = runs[-1]
         spent["last indexing"] = (
             f"{run['windows']} windows, {run['video_seconds']:.0f} s of video in {run['elapsed_seconds']:.1f} s: "
-            f"{run['x_realtime']:.0f}x realtime"
+            f"{pace(run['x_realtime'])} realtime"
         )
     if results:
         spent["turning words into a vector"] = f"{np.median([r.embed_seconds for r in results]) * 1000:.1f} ms (median)"

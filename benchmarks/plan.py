@@ -463,7 +463,7 @@ def page_step() -> None:
         table(["what", "ms", "ms compiled", "first call"], json.loads(kept("compile").read_text())),
         "## Profiling",
         "Error of each measured point when it is predicted from all others; the margin is the 95th percentile of the "
-        "slower side. Goal: both models within 5 minutes.",
+        "slower side with the usual spread of calls on top. Goal: both models within 5 minutes.",
         table(["what", "points", "took", "median error", "1 in 10 above", "margin"], profile_rows()),
         "## Memory above the weights, input included",
         "Plans: predicted against the peak of torch's allocator (goal 15 %). Resident: peak of a fresh process above "

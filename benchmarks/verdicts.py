@@ -259,8 +259,8 @@ def short_tables(folder: Path) -> list[str]:
     if not rows:
         return []
     return [
-        "Models of widths alone got more steps than the others. That was decided after a first run with as many, which "
-        "left narrow blocks barely trained:",
+        "Models of widths got more steps than the others. That was decided after first runs with as many, which left "
+        "narrow blocks barely trained:",
         table(["trained as", "steps", *(f"width {w}" for w in WIDTHS[::-1])], rows),
     ]
 

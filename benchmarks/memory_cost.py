@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--model", default="nano-ask")
     parser.add_argument("--only", default="", help="the rule of `one`")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     if args.what == "one":
         one(args.cache, args.model, args.only)
     if args.what in ("all", "resident"):

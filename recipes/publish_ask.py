@@ -25,7 +25,7 @@ def main() -> None:
     args = parser.parse_args()
     metadata = read_metadata(args.model)
     told = json.loads(args.card.read_text(encoding="utf-8"))
-    metadata |= {"address": "nano-ask@v1", "card": {**metadata["card"], **told}, "licence": "Apache-2.0"}
+    metadata |= {"address": "nano-ask@v2", "card": {**metadata["card"], **told}, "licence": "Apache-2.0"}
     state = {name: value.half().contiguous() for name, value in load_file(args.model).items()}
     save_file(state, args.out, metadata={key: json.dumps(value) for key, value in metadata.items()})
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB, {load_asker(str(args.out)).weights_id}")

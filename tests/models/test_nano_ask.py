@@ -62,5 +62,14 @@ def test_it_finds_what_is_there_and_when(model, stock):
     assert np.mean(hits) >= 0.6
 
 
+def test_it_tells_motions_apart(model, stock):
+    pairs = asked_of(model, stock, "motion", 20, absent=0.0)
+    assert np.mean([a.text == q.answer for q, a in pairs]) >= 0.3  # a guess among twelve: 0.08
+
+
+def test_it_says_when_nothing_is_there(model, stock):
+    assert np.mean([a.found for _, a in asked_of(model, stock, "exists", 20, absent=1.0)]) <= 0.4
+
+
 def test_it_does_not_answer_what_it_cannot_know(model, stock):
     assert np.mean([a.found for _, a in asked_of(model, stock, "other", 20, held_out=True)]) <= 0.2

@@ -88,7 +88,7 @@ def test_batches_points_and_config(encoder):
 
 
 @torch.no_grad()
-def test_two_readers_have_their_own_logits_and_their_mean_is_the_answer():
+def test_two_readers_have_their_own_logits_and_their_product_is_the_answer():
     config = ClassifierConfig(TINY, ("a", "b", "c"), (1,), Transform(size=70), 4, histograms=(2, 3, 3))
     model, x = config.build().eval(), video()
     assert ClassifierConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -97,7 +97,7 @@ def test_two_readers_have_their_own_logits_and_their_mean_is_the_answer():
     out = model(x)
     assert torch.equal(out.taps["encoder"], model.classify(model.features(x)))
     shares = torch.stack([logits.softmax(dim=-1) for logits in out.taps.values()])
-    wanted = shares.prod(dim=0).sqrt()
+    wanted = shares.prod(dim=0)
     assert torch.allclose(out.logits.softmax(dim=-1), wanted / wanted.sum(dim=-1, keepdim=True), atol=1e-5)
     pixels = Transform().normalised(torch.randint(256, (1, 4, 70, 70, 3), dtype=torch.uint8))
     still = pixels[:, :1].expand(-1, 4, -1, -1, -1)
@@ -106,6 +106,21 @@ def test_two_readers_have_their_own_logits_and_their_mean_is_the_answer():
     assert not torch.allclose(model(pixels).taps["histograms"], same[:1], atol=0.1)
     plain = classifier((1,)).cost(frames=4, size=70).macs
     assert model.cost(frames=4, size=70).macs == plain + 3 * 2 * 3 * 3 * 32
+
+
+def test_the_second_reader_is_solved_for():
+    config = ClassifierConfig(TINY, ("a", "b", "c"), (), Transform(size=70), 4, histograms=(1, 1, 2))
+    reader = config.build().eval().motion
+    rows = torch.rand(30, 64, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 64)
+    labels = torch.arange(30) % 3
+    reader.fit(rows, labels, ridge=0.5, sharpness=2.0)
+    x = ((rows - rows.mean(0)) / rows.std(0, correction=0)).double()
+    y = torch.nn.functional.one_hot(labels).double() - 1 / 3
+    dual = 2 * x.T @ torch.linalg.solve(x @ x.T + 0.5 * 64 * torch.eye(30).double(), y)  # the same by the other formula
+    assert torch.allclose(reader.layer.weight.double(), dual.T, atol=1e-5)
+    once = reader.layer.weight.clone()
+    reader.fit(rows.repeat(4, 1), labels.repeat(4), views=4, ridge=0.5, sharpness=2.0)
+    assert torch.allclose(reader.layer.weight, once, atol=1e-5)  # every clip four times is every clip once
 
 
 def test_impossible_configs_are_refused():

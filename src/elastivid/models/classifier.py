@@ -5,8 +5,9 @@
     change   = mean over neighbouring frames of |token - token of the same place one frame before|
 
 With `histograms`, a second linear layer reads histograms of gradients and flow on a coarse grid of the same clip, and
-the logits are the mean of the two readers' log-probabilities: few labelled clips are not enough to learn what moves
-where, so the two are wrong about different clips (docs/benchmarks/actions.md). Each reader is trained by its own loss.
+the logits are the sum of the two readers' log-probabilities: few labelled clips are not enough to learn what moves
+where, so the two are wrong about different clips (docs/benchmarks/actions.md). That layer is not trained with the rest
+but solved for (`MotionReader.fit`): hundreds of clips are far too few for a descent on its many weights.
 
 Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
 change says what moves: of a frozen encoder it is worth more than all the rest. Which blocks are read is part of the
@@ -14,7 +15,7 @@ config. Features are standardised with the statistics of the training batches, s
 
 Costs what the encoder costs, and one product of features and classes; histograms cost time, but no products.
 
-Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, K classes.
+Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, G of histograms, K classes.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ class ClipClassifier(nn.Module):
 
         Returns:
             `logits` (B, K), and `embedding` (B, F), the features. With histograms also taps "encoder" and "histograms",
-            the logits (B, K) of each reader, and `logits` are the mean of their log-probabilities.
+            the logits (B, K) of each reader, and `logits` are the sum of their log-probabilities.
 
         Raises:
             PointError: the encoder lacks an axis of the point, or a state was given.
@@ -154,7 +155,7 @@ class ClipClassifier(nn.Module):
             return Output(embedding=features, logits=logits)
         taps = {"encoder": logits, "histograms": self.motion(video)}
         both = torch.stack([part.float().log_softmax(dim=-1) for part in taps.values()])  # (2, B, K)
-        return Output(embedding=features, logits=both.mean(dim=0), taps=taps)
+        return Output(embedding=features, logits=both.sum(dim=0), taps=taps)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, K) of features (B, F), by what the head makes of the encoder alone."""
@@ -207,10 +208,12 @@ class ClipClassifier(nn.Module):
 
 
 class MotionReader(nn.Module):
-    """A linear layer on histograms of gradients and flow on a coarse grid of the clip, standardised."""
+    """A linear layer on histograms of gradients and flow on a coarse grid of the clip, standardised; 0 until `fit`."""
 
     mean: Tensor
     std: Tensor
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -218,18 +221,49 @@ class MotionReader(nn.Module):
         self.grid, self.patch_size, transform = (time, rows, columns), config.encoder.patch_size, config.transform
         self.register_buffer("mean", torch.tensor(transform.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(transform.std).view(3, 1, 1), persistent=False)
-        size = KINDS * DIRECTIONS * time * rows * columns
-        self.standard = nn.BatchNorm1d(size, affine=False)
-        self.dropout = nn.Dropout(0.5)
+        size = KINDS * DIRECTIONS * time * rows * columns  # G
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
         self.layer = nn.Linear(size, len(config.classes))
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits (B, K) of clips (B, T, 3, H, W) that passed the transform; T >= 2."""
-        histograms = clip_histograms(video * self.std + self.mean, self.patch_size, self.grid)  # (B, 4*8*parts)
-        logits: Tensor = self.layer(self.dropout(self.standard(histograms)))
+        logits: Tensor = self.layer((self.histograms(video) - self.centre) / self.spread)
         return logits
+
+    def histograms(self, video: Tensor) -> Tensor:
+        """What the layer reads before it is standardised, (B, G)."""
+        return clip_histograms(video * self.std + self.mean, self.patch_size, self.grid)
+
+    @torch.no_grad()
+    def fit(
+        self, histograms: Tensor, labels: Tensor, *, views: int = 1, ridge: float = 1.0, sharpness: float = 12.0
+    ) -> None:
+        """Solve for the layer: ridge regression of the classes, with the mean over clips taken out.
+
+            W = sharpness (X'X + ridge views G I)^-1 X'(Y - mean Y),   X standardised
+
+        Both constants were chosen on a part of the training side of one fold of docs/benchmarks/actions.md. A class
+        that is as rare as others gets a logit of about 0 for a clip that says nothing.
+
+        Args:
+            histograms: (N, G) of training clips.
+            labels: (N,) numbers of classes.
+            views: rows for each clip.
+            ridge: how much large weights cost.
+            sharpness: what regressed class memberships are multiplied with to be logits.
+        """
+        rows, count = histograms.double(), self.layer.out_features
+        self.centre.copy_(rows.mean(dim=0))
+        self.spread.copy_(rows.std(dim=0, correction=0).clamp(min=1e-3))
+        x = (rows - self.centre) / self.spread  # (N, G)
+        y = F.one_hot(labels.long(), count).double()  # (N, K)
+        penalty = ridge * views * x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        weight = torch.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean(dim=0)))  # (G, K)
+        self.layer.weight.copy_(sharpness * weight.T)
+        self.layer.bias.zero_()
 
 
 # what the forward pass under way in this thread reads: several threads may run one model

@@ -66,6 +66,8 @@ class LabelledConfig(RecipeConfig):
         cache_gigabytes: what it may take; 0 decodes every time.
         max_left_out: share of clips that may be unreadable before the run stops.
         test_views, test_crops: choices of frames and places (1 or 3) of a test clip, whose probabilities are averaged.
+        histograms: parts in time, height and width whose histograms of gradients and flow are read beside the encoder,
+            such as 3,3,3; () for none. Worth most where labelled clips are few. Solved for before training.
 
     Raises:
         ValueError: a value is out of range.
@@ -88,6 +90,7 @@ class LabelledConfig(RecipeConfig):
     max_left_out: float = 0.05
     test_views: int = 2
     test_crops: int = 1
+    histograms: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,16 +198,13 @@ def encoder_of(address: str) -> tuple[VideoEncoder, Transform]:
     return tower, getattr(model, "transform", None) or Transform(size=config.image_size)
 
 
-def classifier_of(
-    config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0, histograms: tuple[int, ...] = ()
-) -> ClipClassifier:
-    """An encoder with a new head.
+def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0) -> ClipClassifier:
+    """An encoder with a new head; a second reader is there, but not yet solved for.
 
     Args:
-        config: names the encoder and the blocks to read.
+        config: names the encoder, the blocks and the histograms to read.
         classes: names of the classes.
         drop_path: of the encoder, where its family has it.
-        histograms: see `ClassifierConfig`.
     """
     encoder, transform = encoder_of(config.model)
     inner: Any = encoder.config
@@ -212,7 +212,7 @@ def classifier_of(
         inner = replace(inner, drop_path=drop_path)
     transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
     blocks = (inner.depth // 2,) if config.blocks is None else config.blocks
-    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, histograms).build()
+    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, config.histograms).build()
     made.encoder.load_state_dict(encoder.state_dict())
     return made
 
@@ -283,6 +283,26 @@ class LabelledRecipe(Recipe):
     @abstractmethod
     def parts(self) -> Parts:
         """The clips."""
+
+    @torch.no_grad()
+    def solve(self, model: ClipClassifier, augmentation: Augmentation) -> None:
+        """Solve for the second reader, if there is one: from the test views of every training clip and as many
+        augmented samples, mirrored ones too."""
+        if model.motion is None:
+            return
+        clips, config, views = self.parts.train, self.config, self.config.test_views
+        clips = Clips(
+            clips.entries, replace(clips.reading, augmentation=augmentation), clips.quarantine,
+            classes=clips.classes, cache=clips.cache, decoder=clips.decoder,
+        )  # fmt: skip
+        rows, labels = [], []
+        for number, index in enumerate(clips.usable()):
+            drawn = [clips.draw(number * views + view, config.seed, config.shape) for view in range(views)]
+            frames = [*clips.views(index, config.shape, views=views), *(sample.frames for sample in drawn)]
+            video = model.config.transform.normalised(torch.from_numpy(np.stack(frames)))  # (2V, T, 3, S, S)
+            rows.append(model.motion.histograms(video))
+            labels += [clips.label_of(index)] * views + [sample.label for sample in drawn]
+        model.motion.fit(torch.cat(rows), torch.tensor(labels), views=2 * views)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A row per budget on the clips that were set apart."""

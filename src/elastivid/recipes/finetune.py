@@ -59,7 +59,8 @@ class FinetuneConfig(LabelledConfig):
     """Settings of `finetune`.
 
     Args:
-        init: run or checkpoint of `linear_probe` or `finetune` with the same model, blocks and classes to start from.
+        init: run or checkpoint of `linear_probe` or `finetune` with the same model, blocks, histograms and classes to
+            start from.
         train_tokens: budgets that training draws from, one for each batch; without, those of `tokens`.
         epochs: passes over the training clips.
         learning_rate, layer_decay, weight_decay: of AdamW.
@@ -74,8 +75,6 @@ class FinetuneConfig(LabelledConfig):
         mixup, cutmix: alphas, 0 for none.
         mixing: probability that a batch is mixed.
         smoothing: of labels.
-        histograms: parts in time, height and width whose histograms of gradients and flow are read beside the encoder,
-            such as 3,3,3; () for none. Worth most where labelled clips are few.
     """
 
     init: Path | None = None
@@ -96,7 +95,6 @@ class FinetuneConfig(LabelledConfig):
     cutmix: float = 1.0
     mixing: float = 0.5
     smoothing: float = 0.1
-    histograms: tuple[int, ...] = ()
 
 
 class Finetune(LabelledRecipe):
@@ -128,16 +126,15 @@ class Finetune(LabelledRecipe):
 
     def build(self) -> nn.Module:
         """The encoder and a head, from `init` if that is given."""
-        config = self.config
-        module = classifier_of(
-            config, self.parts.train.classes, drop_path=config.drop_path, histograms=config.histograms
-        )
+        module = classifier_of(self.config, self.parts.train.classes, drop_path=self.config.drop_path)
         if self.config.init is not None:
             load_weights(module, self.config.init)
+        else:
+            self.solve(module, self.parts.train.reading.augmentation)
         return module
 
     def stages(self) -> tuple[Stage, ...]:
-        """One: everything that a classifier uses."""
+        """One: everything that a classifier uses, but for the layer that was solved for."""
         config = self.config
         steps = max(1, round(config.epochs * len(self.parts.train) / config.batch_size))
         stage = Stage(
@@ -148,6 +145,7 @@ class Finetune(LabelledRecipe):
             final_share=0.01,
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
+            trained=("*", "!motion.*") if config.histograms else ("*",),
             ema_decay=config.ema_decay,
         )
         return (stage,)
@@ -163,7 +161,7 @@ class Finetune(LabelledRecipe):
     def step(
         self, module: nn.Module, batch: Any, stage: Stage, draws: torch.Generator
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Cross-entropy with soft targets of mixed clips at one drawn budget, of each reader by itself."""
+        """Cross-entropy with soft targets of mixed clips at one drawn budget, of what the encoder is read for."""
         assert isinstance(module, ClipClassifier)
         config = self.config
         seed, choice = torch.randint(2**31, (2,), generator=draws).tolist()
@@ -172,13 +170,10 @@ class Finetune(LabelledRecipe):
         mixing = Mixing(config.mixup, config.cutmix, config.mixing)
         video, targets = mixing(video, targets, np.random.default_rng(seed))
         counts = config.train_tokens or config.tokens
-        out = module(video, point=OperatingPoint(tokens=counts[choice % len(counts)] or None))
-        losses = {
-            name: -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
-            for name, logits in (out.taps or {"encoder": out.logits}).items()
-        }
-        parts = {"accuracy": (out.logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
-        return torch.stack(list(losses.values())).sum(), parts | (losses if len(losses) > 1 else {})
+        point = OperatingPoint(tokens=counts[choice % len(counts)] or None)
+        logits = module.classify(module.features(video, point=point))
+        loss = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+        return loss, {"accuracy": (logits.argmax(dim=1) == targets.argmax(dim=1)).float().mean()}
 
 
 RECIPE = Finetune

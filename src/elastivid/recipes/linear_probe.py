@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
-from elastivid.data.augment import Augmentation, directional
+from elastivid.data.augment import Augmentation, Flip, directional
 from elastivid.models.classifier import ClipClassifier
 from elastivid.recipes._labelled import (
     LabelledConfig,
@@ -75,8 +75,11 @@ class LinearProbe(LabelledRecipe):
         return parts_of(self.config, Augmentation())
 
     def build(self) -> nn.Module:
-        """The encoder and a head of zeros."""
-        return classifier_of(self.config, self.parts.train.classes)
+        """The encoder and a head of zeros; the second reader, if there is one, as it stays."""
+        module = classifier_of(self.config, self.parts.train.classes)
+        kept = directional(module.config.classes)
+        self.solve(module, Augmentation(flip=Flip(kept=kept)))
+        return module
 
     def stages(self) -> tuple[Stage, ...]:
         """One: the head."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,16 @@ from typer.testing import CliRunner
 from elastivid.app.cli import app
 from elastivid.core.errors import UnknownNameError, WeightsError
 from elastivid.models import fluxvit, internvideo2, videomae
-from elastivid.weights.convert import convert, convertible, load_encoder, read_checkpoint, resized_positions
+from elastivid.weights.convert import (
+    convert,
+    convertible,
+    load_encoder,
+    read_checkpoint,
+    resized_positions,
+    save_encoder,
+)
+from elastivid.weights.load import build, load, read_metadata
+from elastivid.weights.writing import write_weights
 
 TINY = internvideo2.PRESETS["tiny"]
 
@@ -170,6 +181,33 @@ def test_names_of_families_and_presets(tmp_path):
         app, ["convert", str(tmp_path / "a.pth"), "--as", "umt/tiny", "--out", str(tmp_path / "a.pth")]
     )
     assert done.exit_code != 0
+
+
+def test_a_file_of_ours_needs_no_conversion_and_an_encoder_answers_no_words(tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_encoder(build("videomae/tiny"), path, address="videomae/tiny", licence="unknown", card={})
+    arguments = ["convert", str(path), "--as", "videomae/tiny", "--out", str(tmp_path / "again.safetensors")]
+    refused = CliRunner().invoke(app, arguments).exception
+    assert isinstance(refused, WeightsError)
+    assert "is a weights file of elastivid already (videomae/tiny); use it as it is" in str(refused)
+    with pytest.raises(WeightsError, match="a videomae encoder has neither a text tower nor names of classes"):
+        load(str(path))
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    write_weights(path, {"a": torch.zeros(2)}, {"address": "first"})
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_weights(path, {"a": torch.ones(2)}, {"address": "second"})
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    assert read_metadata(path) == {"address": "first"}
+    with pytest.raises(OSError, match=r"cannot write .*absent/w\.safetensors"):
+        write_weights(tmp_path / "absent" / "w.safetensors", {"a": torch.ones(2)}, {"address": "third"})
 
 
 def test_only_positions_are_resized():

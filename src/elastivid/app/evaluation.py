@@ -79,6 +79,8 @@ def lines_of_replay(before: Result, now: Result) -> tuple[list[str], bool]:
     ]
     with_other = f" (with {', '.join(other)})" if other else ""
     if not found:
-        clips = now.data.clips
-        return [f"same to {TOLERANCE:g}: {len(now.rows)} rows, {clips} clips{with_other}"], True
+        rows, clips = (
+            f"{n} {what}{'s' if n != 1 else ''}" for n, what in ((len(now.rows), "row"), (now.data.clips, "clip"))
+        )
+        return [f"same to {TOLERANCE:g}: {rows}, {clips}{with_other}"], True
     return [f"not the same{with_other}:", *(f"  {line}" for line in found)], False

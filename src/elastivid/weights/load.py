@@ -195,11 +195,17 @@ def family_of(metadata: dict[str, Any]) -> str:
     """Family in the metadata of a weights file of ours: "dual" where it states none, as the first files did not.
 
     Raises:
+        WeightsError: it is one of encoders alone, or of models that answer questions.
         UnknownNameError: it states one that is not known.
     """
     family = str(metadata.get("family", "dual"))
     if family in ASKERS:
         raise WeightsError(f"a {family} answers questions and embeds nothing; open it with load_asker, or use Watch")
+    if family not in DUALS and family in families():
+        raise WeightsError(
+            f"a {family} encoder has neither a text tower nor names of classes, so it answers no words; train a "
+            "classifier from its file (elastivid train finetune --set model=FILE), or take a dual encoder such as nano"
+        )
     if family not in DUALS:
         raise UnknownNameError("model family of a weights file", family, DUALS)
     return family

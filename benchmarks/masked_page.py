@@ -88,6 +88,15 @@ def compared(hits: Found, sources: np.ndarray | None) -> dict[str, Comparison]:
     }
 
 
+def found_at_all(gains: Sequence[dict[str, Comparison]]) -> str:
+    """One sentence: which gains are left when all tests of the page count."""
+    tests = [(n, m) for n, part in enumerate(gains) for m in part]
+    adjusted = holm([gains[n][m].p_value for n, m in tests])
+    left = [f"{TITLES[m]} on {('real actions', 'flux-bench')[n]}" for (n, m), p in zip(tests, adjusted, strict=True)
+            if p <= 0.05]  # fmt: skip
+    return f"Distinguishable from scratch: {', '.join(left)}." if left else "No method is distinguishable from scratch."
+
+
 def seconds_of(out: Path, method: str) -> float:
     """Processor seconds of a pre-training and of the teachers that were trained for it."""
     needed = (*Job("pretrain", method).needs, Job("pretrain", method))
@@ -224,6 +233,8 @@ def write(args: argparse.Namespace) -> None:
         "masked autoencoder of single frames, trained on the same clips, their features not standardised. UMT's teacher is the video tower of `nano`, "
         "which saw 221,000 rendered scenes with captions and no real video: it was taught the kind of things that "
         "flux-bench asks for, so UMT's row there also shows what those captions are worth.",
+        f"{found_at_all(gains)} So few steps are far below what the papers train: this says what so little of it "
+        "is worth, nothing about the methods at their scale.",
         text,
         f"Real actions: {len(films)} clips of {len(set(films))} films in {FOLDS} folds of whole films, 21 "
         f"classes, chance 4.8 %. flux-bench: the first {TEST_CLIPS} test clips of {VERSION}. Dashes: not run. "

@@ -230,7 +230,7 @@ def write(args: argparse.Namespace) -> None:
         f"Pre-training saw no labelled clip: half of its samples are {len(windows)} windows of {files} other real "
         "files, half are training clips of flux-bench without their answers. Files whose names mark them as HMDB51 are "
         "left out, as the labelled clips come from its films. MVD's teachers are the VideoMAE of this table and a "
-        "masked autoencoder of single frames, trained on the same clips, their features not standardised. UMT's teacher is `nano`, "
+        "masked autoencoder of single frames, trained on the same clips, features not standardised. UMT's is `nano`, "
         "which saw 221,000 rendered scenes with captions and no real video: it was taught the kind of things that "
         "flux-bench asks for, so UMT's row there also shows what those captions are worth.",
         f"{found_at_all(gains)} So few steps are far below what the papers train: this says what so little of it "

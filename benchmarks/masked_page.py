@@ -252,7 +252,8 @@ def write(args: argparse.Namespace) -> None:
         "## Masking ratio",
         f"VideoMAE of {RATIO_STEPS} steps at several shares of hidden cubes, fine-tuned on three quarters of the "
         "training side of fold 0 and scored on the rest, 134 clips: a look, too few clips for small differences. The "
-        f"main table hides {hidden(PRETRAIN['mask']):.0%}, which was set before. The loss is that of pre-training on "
+        f"main table hides {hidden(PRETRAIN['mask']):.0%}, which was set before any fold was scored. "
+        "The loss is that of pre-training on "
         "fixed clips; it is of different places at every ratio.",
         table(
             ["hidden", "top-1 inside", "gain over scratch", "GMACs a clip", "clips/s", "loss"], ratio_rows(args, costs)
@@ -261,7 +262,9 @@ def write(args: argparse.Namespace) -> None:
         "The rate of fine-tuning is the best of three without pre-training on that inner split, before any fold was "
         "scored, so no gain comes from the rate; flux-bench takes the same one. Pixels are rebuilt as they are, not "
         "standardised per cube: flat cubes of noisy clips would have nothing but noise for a target. After 300 steps "
-        "at nine tenths hidden neither was better there (19.4 % plain, 20.1 % standardised). Nothing else was tuned.",
+        "at nine tenths hidden neither was better there (19.4 % plain, 20.1 % standardised). "
+        "Steps, patch size, positions and the share hidden were changed before any fold was scored, after looks at "
+        "losses and at the inner split.",
         table(["rate", "from scratch, inner split"], rate_rows(args)),
         "## flux-bench by task, %",
         table(["pre-trained by", *(task.name for task in TASKS)], task_rows(bench)),

@@ -417,7 +417,7 @@ def _cost_tables(found: dict[str, Any]) -> list[str]:
         "## Resident memory and time",
         "Memory of the process above a warmed baseline plus bytes of the state. The check: from 1,000 to 10,000 frames "
         "within 5 % or 8 MB.",
-        table(head, held_rows),
+        table(head, held_rows) if held_rows else "With the weights of this page not measured yet.",
         *([COST_NOTE, table(time_head, time_rows)] if time_rows else []),
     ]
 

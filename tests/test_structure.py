@@ -202,6 +202,7 @@ def test_make_bench_runs_every_benchmark():
     assert set(looped[1].split()) == every - {"tables", "actions"}, "tables is shared code, actions has its own line"
 
 
-def test_no_two_test_files_share_a_name():
-    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
-    assert sorted(set(names)) == sorted(names), "pytest collects test files by name"
+def test_no_two_files_of_tests_and_benchmarks_share_a_name():
+    names = [path.name for folder in ("tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    names = [name for name in names if name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names), "pytest collects test files by name, and tests import benchmarks so"

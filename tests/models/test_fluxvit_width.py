@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from memory import peak_bytes
+from peak import peak_bytes
 
 from elastivid.core.cost import measured_macs
 from elastivid.core.errors import PointError

@@ -110,8 +110,9 @@ def run_fold(kind: str, args: argparse.Namespace, fold: int) -> None:
     seconds = time.process_time() - start
     test = recipe.parts.test
     assert test is not None
+    assert isinstance(finished.module, ClipClassifier)
     indices = list(test.usable())
-    predicted = by_reader(finished.module, test, indices, config)  # type: ignore[arg-type]
+    predicted = by_reader(finished.module, test, indices, config)
     predictions = {
         "paths": [str(test.entries[i].path.relative_to(args.labelled.absolute())) for i in indices],
         "classes": list(test.classes),
@@ -221,7 +222,7 @@ def milliseconds(repeats: int = 10) -> float:
     clip_histograms(video, 14, SHARED["histograms"])
     start = time.process_time()
     for _ in range(repeats):
-        clip_histograms(video, 14, SHARED["histograms"])  # type: ignore[arg-type]
+        clip_histograms(video, 14, SHARED["histograms"])
     return 1000 * (time.process_time() - start) / repeats
 
 

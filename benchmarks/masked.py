@@ -43,6 +43,7 @@ from torch.utils.data import Dataset
 from elastivid.data.clips import ClipStream, Weighted
 from elastivid.data.fluxbench import FIRST_CLASS
 from elastivid.data.listing import VIDEO_SUFFIXES, read_entries
+from elastivid.models.classifier import ClipClassifier
 from elastivid.models.mvd import MVDConfig
 from elastivid.models.videomae import DecoderConfig, PretrainingConfig, VideoMAE, VideoMAEConfig
 from elastivid.recipes._bench import BenchClips
@@ -137,11 +138,13 @@ class BenchFinetune(Finetune):
     def parts(self) -> Parts:
         """Training clips and frozen test clips."""
         folder = bench_folder(self.config.folder.parent)
-        return Parts(BenchClips(folder, "train", BENCH_CLIPS), BenchClips(folder, "test", TEST_CLIPS))  # type: ignore[arg-type]
+        halves: list[Any] = [BenchClips(folder, "train", BENCH_CLIPS), BenchClips(folder, "test", TEST_CLIPS)]
+        return Parts(*halves)
 
     @torch.no_grad()
     def hits(self, module: nn.Module) -> np.ndarray:
         """Which test clips are answered rightly, bool (N,)."""
+        assert isinstance(module, ClipClassifier)
         test: Any = self.parts.test
         found = []
         for start in range(0, len(test), 32):
@@ -149,7 +152,7 @@ class BenchFinetune(Finetune):
             frames = torch.from_numpy(np.concatenate([test.views(i, self.config.shape) for i in part]))
             tasks = torch.from_numpy(test.clips.tasks[part.start : part.stop])
             with torch.autocast("cpu", torch.bfloat16):
-                logits = module(module.config.transform.normalised(frames)).logits  # type: ignore[union-attr, operator]
+                logits = module(module.config.transform.normalised(frames)).logits
             wanted = torch.tensor(FIRST_CLASS)[tasks] + torch.from_numpy(test.clips.labels[part.start : part.stop])
             found.append((answers(logits, tasks).argmax(dim=1) == wanted).numpy())
         return np.concatenate(found)
@@ -306,8 +309,9 @@ def run_actions(args: argparse.Namespace, job: Job, folder: Path, until: float) 
     done, seconds = advance(recipe, folder, until)
     if not done.complete:
         return None
+    assert isinstance(done.module, ClipClassifier)
     test: Any = recipe.parts.test
-    found = list(probabilities(done.module, test, config))  # type: ignore[arg-type]
+    found = list(probabilities(done.module, test, config))
     indices = [i for part, _ in found for i in part]
     predicted = np.concatenate([scores[0] for _, scores in found]).argmax(axis=1)
     right = [int(number) == test.label_of(i) for i, number in zip(indices, predicted, strict=True)]

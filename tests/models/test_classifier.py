@@ -83,6 +83,8 @@ def test_batches_points_and_config(encoder):
     assert again.config == model.config
     cost = model.cost(frames=4, size=size)
     assert cost.macs == encoder.cost(frames=4, size=size).macs + 3 * model.num_features
+    head = sum(parameter.numel() for parameter in model.head.parameters())
+    assert cost.parameter_bytes == encoder.cost(frames=4, size=size).parameter_bytes + 4 * head
     with pytest.raises(PointError, match="no streaming state"):
         model(x, state=object())
 
@@ -106,6 +108,9 @@ def test_two_readers_have_their_own_logits_and_their_product_is_the_answer():
     assert not torch.allclose(model(pixels).taps["histograms"], same[:1], atol=0.1)
     plain = classifier((1,)).cost(frames=4, size=70).macs
     assert model.cost(frames=4, size=70).macs == plain + 3 * 2 * 3 * 3 * 32
+    layer = sum(parameter.numel() for parameter in model.motion.parameters())
+    without = classifier((1,)).cost(frames=4, size=70).parameter_bytes
+    assert model.cost(frames=4, size=70).parameter_bytes == without + 4 * layer
 
 
 def test_the_second_reader_is_solved_for():

@@ -187,9 +187,10 @@ class ClipClassifier(nn.Module):
         """Predicted cost of one clip of `frames` squares of `size` pixels."""
         point = point or OperatingPoint()
         cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
-        read = self.num_features + (self.motion.layer.in_features if self.motion is not None else 0)
-        head = linear_macs(1, read, len(self.config.classes))
-        parameters = 4 * (read + 2) * len(self.config.classes)
+        classes = len(self.config.classes)
+        readers = [self.num_features, *([self.motion.layer.in_features] if self.motion is not None else [])]
+        head = sum(linear_macs(1, size, classes) for size in readers)
+        parameters = 4 * sum((size + 1) * classes for size in readers)
         return dataclasses.replace(cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters)
 
     def _blocks(self) -> nn.ModuleList:

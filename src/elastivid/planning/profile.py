@@ -326,21 +326,27 @@ def _first_round(
     """Every affordable trial once, the cheapest first, so that what the next one takes is known beforehand."""
     points = sorted(grid_points(subject), key=lambda item: subject.cost(*item).macs)
     trials: list[_Trial] = []
+
+    def run(trial: _Trial) -> float:
+        taken = _run(trial, meter)
+        trials.append(trial)
+        report(min(sum(t.spent for t in trials), seconds), seconds, _named(trial))
+        return taken
+
     for runtime in runtimes:
         rate, clips = 0.0, runtime.batch * runtime.workers
         native_limit = MOST_DEAR_SECONDS if clips == 1 and runtime.threads != 1 else MOST_CALL_SECONDS
+        left_out: list[tuple[float, _Trial]] = []  # MACs, and what was too dear
         for place, (frames, size, point) in enumerate(points):
             macs = subject.cost(frames, size, point).macs * clips
-            if place >= 3 and macs * rate > (native_limit if size == subject.size else MOST_CALL_SECONDS):
-                dearer = points[place + 1 :]
-                last = all(subject.cost(*other).macs * clips * rate > MOST_DEAR_SECONDS for other in dearer)
-                if clips == 1 or not last or macs * rate > MOST_DEAR_SECONDS:
-                    continue
             trial = _Trial(frames, size, point, runtime)
-            taken = _run(trial, meter)
-            rate = taken / macs
-            trials.append(trial)
-            report(min(sum(t.spent for t in trials), seconds), seconds, _named(trial))
+            if place >= 3 and macs * rate > (native_limit if size == subject.size else MOST_CALL_SECONDS):
+                left_out.append((macs, trial))
+                continue
+            rate = run(trial) / macs
+        affordable = [trial for macs, trial in left_out if macs * rate <= MOST_DEAR_SECONDS]
+        if clips > 1 and affordable:  # what batches save on cheap points they may not save on this one
+            run(affordable[-1])
     return trials
 
 

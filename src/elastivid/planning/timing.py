@@ -89,13 +89,12 @@ class TimeModel:
         self._reference = reference
         terms = np.array([self._terms(work) for work in works])  # (N, M)
         relative = terms / self._times[:, None]  # (N, M): what each term adds to a share of 1
+        target = np.ones(len(works))
         if reference is not None:
             dearest = max(range(len(works)), key=lambda place: works[place].macs)
             ratio = float(self._times[dearest]) / reference.predict(works[dearest])
-            held = np.zeros((1, terms.shape[1]))
-            held[0, 1] = 1.0 / ratio
-            relative = np.concatenate([relative, HELD * held])  # (N + 1, M)
-        target = np.where(np.arange(len(relative)) < len(works), 1.0, HELD)
+            held = np.eye(terms.shape[1])[1] * HELD / ratio  # the reference's term alone, (M,)
+            relative, target = np.vstack([relative, held]), np.append(target, HELD)  # (N + 1, M), (N + 1,)
         self._weights = non_negative_least_squares(relative, target)  # (M,)
         left = np.log(self._times / (terms @ self._weights))  # (N,)
         self._places = np.array([work.place for work in works])  # (N, 3)

@@ -135,11 +135,7 @@ class FluxUMT(MaskedRecipe):
     def build(self) -> nn.Module:
         """A student without classifier, projections, and the teacher."""
         config = self.config
-        if not config.teacher:
-            raise DataError("there is no teacher; name a file, a shipped model or hf:ORG/NAME: --set teacher=...")
-        teacher = teacher_of(config.teacher)
-        if not isinstance(teacher, ClipTeacher | InternVideo2 | FluxViT):
-            raise DataError(f"teacher must be an InternVideo2, a FluxViT or a CLIP model, got {type(teacher).__name__}")
+        teacher = token_teacher(config.teacher)
         student = replace(PRESETS[config.preset], num_classes=0, drop_path=config.drop_path)
         if not isinstance(teacher, ClipTeacher) and teacher.config.patch_size != student.patch_size:
             raise DataError(
@@ -201,6 +197,20 @@ class FluxUMT(MaskedRecipe):
             return (macs + teacher.config.cost(frames=frames).macs) / 1e9
         seen = min(self.config.teacher_count, available)
         return (macs + teacher.config.cost(frames=frames, size=size, tokens=seen).macs) / 1e9
+
+
+def token_teacher(address: str) -> InternVideo2 | FluxViT | ClipTeacher:
+    """The frozen teacher at `address`, see `teacher_of`.
+
+    Raises:
+        DataError: there is none, or it is a model of another kind.
+    """
+    if not address:
+        raise DataError("there is no teacher; name a file, a shipped model or hf:ORG/NAME: --set teacher=...")
+    teacher = teacher_of(address)
+    if not isinstance(teacher, ClipTeacher | InternVideo2 | FluxViT):
+        raise DataError(f"teacher must be an InternVideo2, a FluxViT or a CLIP model, got {type(teacher).__name__}")
+    return teacher
 
 
 @torch.no_grad()

@@ -22,15 +22,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from elastivid.losses.masked import alignment
-from elastivid.models.base import VideoEncoder
 from elastivid.models.fluxvit import FluxViT
 from elastivid.models.internvideo2 import InternVideo2
 from elastivid.models.mvd import fitted
 from elastivid.models.umt import PRETRAINING, UMT, ClipTeacher, UMTConfig
 from elastivid.models.videomae import VideoMAE, VideoMAEConfig
 from elastivid.recipes._labelled import DataError
-from elastivid.recipes._masked import MaskedConfig, MaskedRecipe, at_places, grid_tokens, teacher_of
-from elastivid.recipes.flux_umt import see
+from elastivid.recipes._masked import MaskedConfig, MaskedRecipe, at_places, grid_tokens
+from elastivid.recipes.flux_umt import see, token_teacher
 from elastivid.recipes.videomae_pretrain import num_visible
 from elastivid.select.masks import AttentionScore, drawn
 
@@ -55,7 +54,7 @@ class UMTPretrainConfig(MaskedConfig):
 class Pupil(nn.Module):
     """The student and its frozen teacher."""
 
-    def __init__(self, student: UMT, teacher: VideoEncoder | ClipTeacher) -> None:
+    def __init__(self, student: UMT, teacher: InternVideo2 | FluxViT | ClipTeacher) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
 
@@ -82,12 +81,9 @@ class UMTPretrain(MaskedRecipe):
     def build(self) -> nn.Module:
         """A student with a projection for each taught block, and the teacher."""
         config = self.config
-        if not config.teacher:
-            raise DataError("there is no teacher; name a file, a shipped model or hf:ORG/NAME: --set teacher=...")
-        teacher = teacher_of(config.teacher)
-        if not isinstance(teacher, ClipTeacher | InternVideo2 | FluxViT):
-            raise DataError(f"teacher must be an InternVideo2, a FluxViT or a CLIP model, got {type(teacher).__name__}")
-        encoder, inner = self.sizes(), teacher.config
+        teacher = token_teacher(config.teacher)
+        encoder = self.sizes()
+        inner: Any = teacher.config
         side = encoder.image_sides[0] // encoder.patch_size
         if isinstance(teacher, ClipTeacher) and inner.image_size // inner.patch_size != side:
             raise DataError(
@@ -132,7 +128,9 @@ class UMTPretrain(MaskedRecipe):
         return (macs + inner.cost(frames=t, size=h * inner.patch_size).macs) / 1e9
 
 
-def whole(teacher: nn.Module, frames: Tensor, student: VideoMAEConfig, blocks: int) -> tuple[Tensor, Tensor]:
+def whole(
+    teacher: InternVideo2 | FluxViT | ClipTeacher, frames: Tensor, student: VideoMAEConfig, blocks: int
+) -> tuple[Tensor, Tensor]:
     """What a teacher says of all places: features (L, B, N, O) of its last blocks and attention (B, N).
 
     Args:
@@ -142,7 +140,7 @@ def whole(teacher: nn.Module, frames: Tensor, student: VideoMAEConfig, blocks: i
         blocks: L, how many of the last blocks are read.
     """
     if not isinstance(teacher, ClipTeacher):
-        frames = fitted(frames, teacher.config.patch_size, student.patch_size)  # type: ignore[union-attr, arg-type]
+        frames = fitted(frames, teacher.config.patch_size, student.patch_size)
     t, h, w = student.table_grid
     seen = see(teacher, frames, t * h * w, blocks)
     return seen.features, seen.attention

@@ -147,5 +147,9 @@ def test_missing_data_is_named():
         FinetuneConfig(size=224)
     with pytest.raises(ValueError, match=r"fold must be -1 to 4, got 5"):
         FinetuneConfig(fold=5)
+    with pytest.raises(ValueError, match=r"parts in time, height and width, such as 3,3,3.*got \(3,\) of 8 frames"):
+        FinetuneConfig(histograms=(3,))
+    with pytest.raises(ValueError, match=r"of 2 frames or more.*got \(3, 3, 3\) of 1 frames"):
+        FinetuneConfig(histograms=(3, 3, 3), frames=1)
     with pytest.raises(ValueError, match=r"sampling must be one of segments, uniform, dense, got 'random'"):
         FinetuneConfig(sampling="random")

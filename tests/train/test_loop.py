@@ -201,6 +201,28 @@ def test_resuming_with_other_settings_is_refused_and_named(tmp_path):
     assert config_of_run(tmp_path, TinyRecipe) == TinyConfig()
 
 
+class Unbuildable(TinyRecipe):
+    def build(self):
+        raise TrainingError("there is no teacher")
+
+
+def test_a_run_that_cannot_be_built_leaves_nothing_behind_and_takes_nothing_away(tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(TrainingError, match="no teacher"):
+        trained(folder, Unbuildable())
+    assert not folder.exists()
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(TrainingError, match="no teacher"):
+        trained(other, Unbuildable())
+    assert [path.name for path in other.iterdir()] == ["notes.txt"]
+    trained(folder)
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(TrainingError):
+        trained(folder, Unbuildable(), resume=True)
+    assert (folder / "run.json").read_bytes() == before
+
+
 def test_a_run_by_the_clock_ends_and_resumes(tmp_path):
     recipe = TinyRecipe(replace(TinyConfig(), minutes=0.005))
     count = 0

@@ -100,6 +100,11 @@ class LabelledConfig(RecipeConfig):
             raise ValueError(f"fold must be -1 to {self.folds - 1}, got {self.fold}")
         if self.size > self.short_side:
             raise ValueError(f"short_side must be at least size {self.size}, got {self.short_side}")
+        if self.histograms and (len(self.histograms) != 3 or min(self.histograms) < 1 or self.frames < 2):
+            raise ValueError(
+                "histograms must be parts in time, height and width, such as 3,3,3, of 2 frames or more, or () for "
+                f"none; got {self.histograms} of {self.frames} frames"
+            )
 
     @property
     def folder(self) -> Path:

@@ -109,6 +109,18 @@ def open_run(folder: Path, recipe: Recipe, *, resume: bool) -> bool:
     return False
 
 
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds a run, begun or finished."""
+    return (folder / RUN).is_file()
+
+
+def forget_run(folder: Path) -> None:
+    """Undo `open_run` for a run that did not come to its first step; the folder goes too if nothing else is in it."""
+    (folder / RUN).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty: it was there before
+        folder.rmdir()
+
+
 def config_of_run(folder: Path, recipe: type[Recipe]) -> Any:
     """The settings that the run in `folder` was started with.
 
@@ -116,7 +128,7 @@ def config_of_run(folder: Path, recipe: type[Recipe]) -> Any:
         TrainingError: there is no run, or it is one of another recipe.
         SettingError: the settings are of another version of the recipe.
     """
-    if not (folder / RUN).is_file():
+    if not is_run(folder):
         raise TrainingError(f"{folder} holds no run (no {RUN} in it)")
     described = read_json(folder / RUN)
     _require_run_of(folder, described, recipe.__module__.rpartition(".")[2])

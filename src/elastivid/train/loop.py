@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from elastivid.train.checkpoint import BEST, LAST, load_checkpoint, open_run, save_checkpoint
+from elastivid.train.checkpoint import BEST, LAST, forget_run, is_run, load_checkpoint, open_run, save_checkpoint
 from elastivid.train.devices import accelerator_for, largest_over, mean_over, moved, told_by_main
 from elastivid.train.ema import Ema
 from elastivid.train.export import export
@@ -119,10 +119,16 @@ def train(
     if recipe.config.sharded and accelerator.num_processes == 1:
         raise TrainingError("sharded spreads a model over several processes; start more of them (--processes)")
     recipe.stages()  # a recipe that only measures says so here, before there is a folder
+    is_new = not is_run(folder)
     goes_on = told_by_main(accelerator, lambda: open_run(folder, recipe, resume=resume))
     if begins is not None and accelerator.is_main_process:
         begins()
-    run = Run(recipe, folder, accelerator, progress, should_stop)
+    try:
+        run = Run(recipe, folder, accelerator, progress, should_stop)
+    except Exception:
+        if is_new and accelerator.is_main_process:
+            forget_run(folder)  # nothing was trained, and the next try may have other settings
+        raise
     if goes_on:
         run.restore(load_checkpoint(folder / LAST))
     return run.run()

@@ -342,3 +342,12 @@ def test_a_cap_becomes_tokens_and_one_too_small_is_named():
 def test_impossible_sizes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_earliest_of_pairs_that_rounding_tells_apart_merges():
+    """cos(0, 1) is below cos(1, 2) by less than float32 can be trusted with."""
+    slots = torch.tensor([[1.0, 0.0], [1.0, 4e-4], [1.0, 4e-4], [0.0, 1.0]]).view(1, 4, 1, 2)
+    alike = torch.nn.functional.cosine_similarity(slots[:, :-1], slots[:, 1:], dim=-1).flatten()
+    assert alike[0] < alike[1]
+    ones = torch.ones(1, 4, 1)
+    assert Bank(slots, ones, ones.clone(), torch.tensor([4])).merged(3).sizes.flatten().tolist() == [2, 1, 1]

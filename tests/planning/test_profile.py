@@ -12,6 +12,7 @@ from machines import CORES, FakeMeter, fake_profile, fake_reading
 from elastivid.core.budget import Budget
 from elastivid.core.errors import BudgetError, PlanError, UnknownNameError, WeightsError
 from elastivid.core.point import OperatingPoint, Runtime, Sampling
+from elastivid.planning import prepare
 from elastivid.planning import profile as profiles
 from elastivid.planning.meter import RealMeter
 from elastivid.planning.plan import Planner
@@ -128,6 +129,15 @@ def test_a_slower_hour_makes_times_longer_and_a_faster_one_changes_nothing(nano)
     assert after.point.tokens < before.point.tokens or after.runtime != before.runtime
     assert "1.5x slower at the moment" in after.reasons["now"]
     assert "now" not in before.reasons
+
+
+def test_a_kept_profile_is_looked_at_where_times_are_limited(nano, monkeypatch):
+    save_profile(fake_profile(nano))
+    seen = []
+    monkeypatch.setattr(prepare, "checked_now", lambda profile: seen.append(profile) or replace(profile, slowed=2.0))
+    assert prepare.planner_for(nano, Budget.parse("30ms")).profile.slowed == 2.0
+    assert prepare.planner_for(nano, Budget.parse("1gmacs")).profile.slowed == 1.0
+    assert len(seen) == 1
 
 
 def test_measuring_ends_when_its_time_is_up(nano):

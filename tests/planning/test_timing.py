@@ -35,6 +35,14 @@ def test_stays_positive_and_grows_beyond_what_was_measured():
     assert far[-1] == pytest.approx(milliseconds(Work(12.0 * 65536 * 192**2, 2e5, 65536, 192)), rel=0.5)
 
 
+def test_beyond_what_was_measured_every_octave_costs_a_twentieth_more_than_the_sum():
+    rng = np.random.default_rng(0)
+    model = TimeModel(train := works(rng, 14), [milliseconds(w) for w in train])
+    for octaves in (1, 4):
+        work = Work(model.most_macs * 2**octaves, 2e5, 2048.0 * 2**octaves, 192.0)
+        assert model.predict(work) == pytest.approx(milliseconds(work) * 1.05**octaves, rel=0.01)
+
+
 def test_corrects_what_no_sum_can_say_near_measured_points():
     """A kernel that is 1.3 times slower above 500 tokens."""
     counts = [32, 64, 128, 256, 512, 1024, 2048]

@@ -66,8 +66,9 @@ def video(batch=2):
     return torch.randn(batch, 8, 3, 56, 56, generator=torch.Generator().manual_seed(0))
 
 
-def test_masks_depend_on_step_and_clip_alone():
-    recipe = VideoMAEPretrain.small()
+@pytest.mark.parametrize("kind", [VideoMAEPretrain, UMTPretrain])
+def test_masks_depend_on_step_and_clip_alone(kind):
+    recipe = kind.small()
     module = recipe.build().eval()
     batch = {"frames": (video() * 40 + 128).clamp(0, 255).byte().movedim(2, -1), "indices": torch.tensor([3, 5])}
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from elastivid.core.point import OperatingPoint
 from elastivid.data.listing import read_entries
 from elastivid.data.mixture import (
     ATTRIBUTE_SIZES,
@@ -20,10 +23,18 @@ from elastivid.data.mixture import (
 )
 from elastivid.data.splits import folds_by_size
 from elastivid.data.world import Phrase
+from elastivid.layers.histograms import cell_histograms
+from elastivid.losses.masked import standardised_kinds
+from elastivid.models.fluxvit import FluxViTConfig
+from elastivid.models.videomae import DecoderConfig
+from elastivid.recipes._labelled import smoke_data
 from elastivid.recipes.nano import Nano, NanoConfig
 from elastivid.train.dual import draw_points
 from elastivid.train.ema import Ema
+from elastivid.train.histograms import HistogramLoss
 from elastivid.train.loop import train
+from elastivid.train.stages import TrainingError
+from elastivid.video.transforms import Transform
 from elastivid.weights.load import load
 
 
@@ -44,7 +55,70 @@ def test_the_recipe_trains_and_the_next_run_starts_from_its_weights(tmp_path):
     assert torch.equal(second.model.text.table, fresh.model.text.table)
 
 
+@pytest.mark.slow
+def test_shipped_weights_train_on_with_clips_that_nobody_labelled(tmp_path, monkeypatch):
+    monkeypatch.setenv("ELASTIVID_CACHE", str(tmp_path / "cache"))
+    config = replace(
+        Nano.smoke(NanoConfig()), init=Path("nano"), head_steps=2, world_steps=(0, 0), masked_steps=3, scenes=1,
+        shapes=((4, 56),), unlabelled=smoke_data(tmp_path / "clips"), cache=tmp_path,
+    )  # fmt: skip
+    recipe = Nano(config)
+    begun, shipped = recipe.build(), load("nano")
+    assert all(torch.equal(begun.model.state_dict()[name], value) for name, value in shipped.state_dict().items())
+    finished = train(recipe, tmp_path / "run", device="cpu")
+    assert finished.step == 5
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["heads"] * 2 + ["masked"] * 3
+    assert all(0 < lines[-1][name] < 3 for name in ("hidden0", "seen0", "hidden1", "seen1"))
+    assert load(str(tmp_path / "run" / "model.safetensors")).space_id != shipped.space_id
+    following = Nano(replace(config, init=tmp_path / "run")).build()
+    assert torch.equal(following.histograms.decoder.head.weight, finished.module.histograms.decoder.head.weight)
+    torch.save({"module": {"model.video.cls_token": torch.zeros(1)}, "step": 0}, tmp_path / "other.pt")
+    with pytest.raises(TrainingError, match=r"no start for nano; missing or of another shape: model\.log_scale"):
+        Nano(replace(config, init=tmp_path / "other.pt")).build()
+
+
+def test_every_clip_is_read_without_its_label(shared_data, tmp_path):
+    labelled = shared_data / "labelled"
+    recipe = Nano(NanoConfig(labelled=labelled, unlabelled=labelled, masked_steps=1, fold=1, cache=tmp_path))
+    assert len(recipe.every_clip) == len(read_entries(labelled)) + len(recipe.clips)
+    assert {entry.label for entry in recipe.every_clip.entries} == {""}
+
+
+def moving(seed: int, batch: int = 2) -> torch.Tensor:
+    """Noise that moves to the right by two pixels a frame: uint8 (B, 4, 28, 28, 3)."""
+    wide = torch.rand(batch, 28, 40, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.stack([(wide[:, :, 8 - 2 * t : 36 - 2 * t] * 255).byte() for t in range(4)], dim=1)
+
+
+def test_histograms_of_all_cells_are_predicted_from_the_visible_ones():
+    torch.manual_seed(0)
+    encoder = FluxViTConfig(embed_dim=48, depth=2, num_heads=3, num_frames=4, image_size=28, pool_heads=4, pool_dim=32)
+    video, loss_of = encoder.build().eval(), HistogramLoss(encoder, DecoderConfig(48, 1, 3, 32, True, "factorised"))
+    points = (OperatingPoint(tokens=8), OperatingPoint(tokens=4, width=16))
+    clips, transform = moving(1), Transform(size=28)
+    with pytest.raises(ValueError, match="2 frames or more"):
+        loss_of(video, moving(1)[:, :1], transform, [3, 4], points)
+    loss, parts = loss_of(video, clips, transform, [3, 4], points)
+    assert list(parts) == ["hidden0", "seen0", "hidden1", "seen1"]
+    assert float(loss) == pytest.approx(sum(float(part) for part in parts.values()) / 2, rel=1e-5)
+    loss.backward()
+    assert all(p.grad is not None for p in loss_of.parameters() if p.requires_grad)
+    assert video.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    assert float(loss_of(video, clips, transform, [3, 4], points)[0]) == float(loss)
+    assert len({float(loss_of(video, clips, transform, [seed, 4], points)[0]) for seed in range(6)}) > 1
+    with torch.no_grad():
+        loss_of.decoder.head.weight.zero_()
+        loss_of.decoder.head.bias.zero_()
+    target = standardised_kinds(cell_histograms(clips.movedim(-1, 2) / 255, 14), 4)
+    nothing = loss_of(video, clips, transform, [3, 4], (OperatingPoint(tokens=8),))[1]  # half of the cells each
+    wanted = 2 * torch.nn.functional.smooth_l1_loss(torch.zeros_like(target), target)
+    assert float(nothing["hidden0"] + nothing["seen0"]) == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_settings_of_the_recipe_are_checked():
+    with pytest.raises(ValueError, match="masked_steps needs unlabelled or labelled"):
+        NanoConfig(masked_steps=3)
     with pytest.raises(ValueError, match="there is nothing to train"):
         NanoConfig(world_steps=(0, 0))
     with pytest.raises(ValueError, match="real_steps needs labelled"):
@@ -62,6 +136,9 @@ def test_points_of_a_step_stay_within_the_clip_and_the_widths():
     uniform = sum(len(set(row)) == 1 for row in widths) / len(widths)
     falling = sum(list(row) == sorted(row, reverse=True) for row in widths) / len(widths)
     assert 0.25 < uniform < 0.45 < falling < 0.85
+    few = [draw_points(generator, 600, (64, 128, 192), 6, dear=(96, 128)) for _ in range(60)]
+    assert {points[0].tokens for points in few} == {96, 128}
+    assert all(points[0].tokens >= max(points[1].tokens, points[2].tokens) for points in few)
 
 
 def test_batches_share_a_shape_and_all_shapes_occur():

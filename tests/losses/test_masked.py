@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from elastivid.losses.contrastive import agreement
-from elastivid.losses.masked import alignment, cubes, from_cubes, masked_regression, standardised
+from elastivid.losses.masked import (
+    alignment,
+    cubes,
+    from_cubes,
+    masked_regression,
+    standardised,
+    standardised_kinds,
+)
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
@@ -44,6 +51,22 @@ def test_predicting_zero_costs_the_variance():
     for correction, wanted in ((1, 7 / 8), (0, 1.0)):
         target = standardised(cut, correction=correction).flatten(2)
         assert masked_regression(torch.zeros_like(target), target).item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_kinds_come_to_one_scale_and_what_is_absent_stays_absent():
+    cells = torch.rand(2, 6, 8)
+    cells[..., 4:] *= torch.tensor([50.0, 0.0])[
+        :, None, None
+    ]  # the second kind is strong in one clip, absent in the other
+    done = standardised_kinds(cells, 2, eps=1e-6)
+    assert done.shape == cells.shape
+    assert done[..., :4].mean((1, 2)).abs().max() < 1e-6
+    assert (done[..., :4].square().mean((1, 2)) - 1).abs().max() < 1e-4
+    assert (done[0, :, 4:].square().mean() - 1).abs() < 1e-4
+    assert done[1, :, 4:].abs().max() == 0
+    by_hand = standardised_kinds(torch.tensor([[[0.0, 0.0, 1.0, 5.0], [2.0, 2.0, 3.0, 7.0]]]), 2, eps=0.0)
+    assert by_hand[0, :, :2].tolist() == [[-1, -1], [1, 1]]
+    assert by_hand[0, :, 2:].flatten().tolist() == pytest.approx([v / math.sqrt(5) for v in (-3, 1, -1, 3)])
 
 
 def test_only_what_counts_enters():

@@ -52,6 +52,27 @@ def standardised(cut: Tensor, *, correction: int = 1, eps: float = 1e-6) -> Tens
     return centred / (deviation + eps)
 
 
+def standardised_kinds(cells: Tensor, kinds: int, *, eps: float = 1e-2) -> Tensor:
+    """Features of cells (B, N, kinds * K), so that each kind has mean 0 and deviation 1 over all of a clip.
+
+    What MaskFeat predicts are histograms of hidden cells (arXiv 2112.09133); with several kinds of them, gradients in
+    contrast and flow in pixels, none may outweigh the others, nor one clip another. How cells differ within a clip
+    stays; how strong a kind is in the whole clip is forgotten.
+
+    Args:
+        cells: the K numbers of the first kind first, as `elastivid.layers.histograms.cell_histograms` returns them.
+        kinds: how many kinds there are.
+        eps: added to the deviation: a kind of which a clip has next to nothing becomes next to nothing.
+
+    Returns:
+        The same shape.
+    """
+    count = cells.shape[1]
+    by_kind = cells.unflatten(-1, (kinds, -1)).movedim(2, -1).flatten(1, 2)  # (B, N*K, kinds)
+    made = standardised(by_kind[:, None], correction=0, eps=eps)[:, 0]
+    return made.unflatten(1, (count, -1)).movedim(-1, 2).flatten(2)  # (B, N, kinds*K)
+
+
 def masked_regression(
     prediction: Tensor,
     target: Tensor,

@@ -3,11 +3,18 @@
     elastivid train nano --out runs/world --device cuda --set num_workers=16 --set minutes=7
     elastivid train nano --out runs/real --set init=runs/world --set world_steps=0,0 --set real_steps=240 \
         --set labelled=../shared/data/labelled [--set fold=0]
+    elastivid train nano --out runs/masked --set init=nano --set world_steps=0,0 --set head_steps=100 \
+        --set masked_steps=300 --set unlabelled=clips.jsonl
 
 The loss is that of `elastivid.train.dual`: contrastive with hard negative captions at three operating points a step,
 the dearest at full width teaching two with drawn token counts and widths (arXiv 2503.14237, 2504.12513); batches differ
-in frames and frame size. A moving average of the weights is what gets kept. Stages: `plain` (scenes without clutter,
-one token count: shapes and motions are learned sooner), `world` (rendered clips), `real` (labelled clips mixed in).
+in frames and frame size. A moving average of the weights is what gets kept. Stages: `heads` (the linear heads alone,
+which no weights file holds), `plain` (scenes without clutter, one token count: shapes and motions are learned sooner),
+`world` (rendered clips), `masked` (rendered clips as before, and beside each a clip without a label, of which hidden
+parts are predicted: `elastivid.train.histograms`), `real` (labelled clips mixed in).
+
+`masked` is a stage of this recipe and not one of its own because the encoder must stay in the space of the texts while
+it sees real clips: a trunk that was trained by itself leaves it.
 
 Full scale, as the shipped weights were made: 96 clips a step, 7.2 minutes on one H100 with 16 processor cores, 2,304
 steps. Rendering is the bottleneck: 10 ms a clip and core. Expected: docs/benchmarks/front.md, demo.md and actions.md.
@@ -28,23 +35,30 @@ from torch.utils.data import Dataset
 
 from elastivid.core.point import OperatingPoint
 from elastivid.data.cache import ClipCache
-from elastivid.data.clips import Clips
-from elastivid.data.listing import read_entries
+from elastivid.data.clips import Clips, ClipSample, ClipStream
+from elastivid.data.clips import collate as collate_clips
+from elastivid.data.listing import Entry, read_entries
 from elastivid.data.mixture import PATCH_PIXELS, REAL_READING, Mixture, MixtureConfig, Sample, collate
 from elastivid.data.quarantine import Quarantine
+from elastivid.data.sampling import Shapes
 from elastivid.data.splits import folds_by_size
 from elastivid.models.dual import PRESETS, FluxDual
 from elastivid.models.text import TextTower
 from elastivid.recipes._captioned import choice_rows
 from elastivid.recipes._flux import start
-from elastivid.train.checkpoint import load_weights
-from elastivid.train.dual import DualLoss, add_words, draw_points
+from elastivid.train.checkpoint import LAST, load_checkpoint
+from elastivid.train.dual import DEAR_TOKENS, DualLoss, add_words, draw_points
+from elastivid.train.histograms import HistogramLoss
+from elastivid.train.order import mixed
 from elastivid.train.recipe import Exported, Recipe, RecipeConfig, Row
-from elastivid.train.stages import Stage
+from elastivid.train.stages import Stage, TrainingError
+from elastivid.weights.load import ALIASES, load
 
 SHAPES = ((8, 112), (8, 168), (8, 168), (8, 168), (4, 168), (4, 224), (16, 112), (16, 168))  # frames, side in pixels
 PLAIN_TOKENS = 64
 FOLDS = 5
+SEEDS = {"plain": 0, "world": 1, "real": 2, "masked": 3, "heads": 4}  # scenes of a stage are those of no other
+EMA_DECAY = 0.998
 CACHE_BYTES = 20 << 30
 TRAINED_TOKENS = (32, 512)  # fewest and most that `draw_points` draws
 POINTS = (  # what is evaluated: frames, side, tokens, width
@@ -60,47 +74,75 @@ class NanoConfig(RecipeConfig):
     """Settings of `nano`.
 
     Args:
+        head_steps: steps of the stage `heads`; wanted where `init` is a weights file.
         world_steps: steps of the stages `plain` and `world`; 0 leaves one out.
+        masked_steps: steps of the stage `masked`; it needs `unlabelled` or `labelled`.
         real_steps: steps of the stage `real`; it needs `labelled`.
-        init: run or checkpoint to start from.
+        masked_rate, real_rate: their learning rates.
+        real_share: share of labelled clips in the batches of `real`.
+        init: run, checkpoint, shipped name or weights file to start from.
         labelled: list or folder of labelled clips.
-        cache: folder for the decoded frames of the labelled clips, and for the list of those that cannot be read.
-        fold: fold of sources to leave out, 0 to 4; -1 uses all.
+        unlabelled: list or folder of clips for `masked`, beside the labelled ones; their labels are not used.
+        cache: folder for the decoded frames of clips, and for the list of those that cannot be read.
+        fold: fold of sources to leave out of the labelled clips, 0 to 4; -1 uses all.
         widths: what a layer may be run at: one, two or three heads.
+        dear_tokens: what the dearest point of a step draws its tokens from; one core wants fewer than a GPU.
         shapes: frames and side of the clips of a batch, drawn evenly.
         scenes: scenes per attribute of an evaluation; compositions that training never draws.
 
     Raises:
-        ValueError: no steps at all, or real steps without labelled clips.
+        ValueError: no steps at all, or steps on clips without clips.
     """
 
     batch_size: int = 96
     save_every: int = 250
+    head_steps: int = 0
     world_steps: tuple[int, int] = (1000, 3000)
+    masked_steps: int = 0
     real_steps: int = 0
+    masked_rate: float = 6e-4
+    real_rate: float = 6e-4
+    real_share: float = 0.4
     init: Path | None = None
     labelled: Path | None = None
+    unlabelled: Path | None = None
     cache: Path = Path("runs")
     fold: int = -1
     widths: tuple[int, ...] = (64, 128, 192)
+    dear_tokens: tuple[int, ...] = DEAR_TOKENS
     shapes: tuple[tuple[int, int], ...] = SHAPES
     scenes: int = 40
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not any((*self.world_steps, self.real_steps)):
-            raise ValueError("world_steps and real_steps are all 0, so there is nothing to train")
+        if not any((self.head_steps, *self.world_steps, self.masked_steps, self.real_steps)):
+            raise ValueError(
+                "head_steps, world_steps, masked_steps and real_steps are all 0, so there is nothing to train"
+            )
         if self.real_steps and self.labelled is None:
             raise ValueError("real_steps needs labelled, a list or folder of labelled clips")
+        if self.masked_steps and self.labelled is None and self.unlabelled is None:
+            raise ValueError("masked_steps needs unlabelled or labelled, a list or folder of clips")
 
 
 class WithHeads(nn.Module):
-    """The model and the linear heads that serve training only."""
+    """The model, and the linear heads and the decoder that serve training only."""
 
     def __init__(self, model: FluxDual) -> None:
         super().__init__()
         self.model = model
         self.losses = DualLoss(model.dim, model.config.video.embed_dim)
+        self.histograms = HistogramLoss(model.config.video)
+
+
+class Beside(Dataset):
+    """A rendered scene and a clip at every position."""
+
+    def __init__(self, scenes: Mixture, clips: ClipStream) -> None:
+        self.scenes, self.clips = scenes, clips
+
+    def __getitem__(self, position: int) -> tuple[Sample, ClipSample]:
+        return self.scenes[position], self.clips[position]
 
 
 class Nano(Recipe):
@@ -119,55 +161,79 @@ class Nano(Recipe):
     @cached_property
     def clips(self) -> Clips:
         """The labelled clips without the fold that is left out."""
-        assert self.config.labelled is not None
-        entries, cache = read_entries(self.config.labelled), self.config.cache
+        return self._read(self._labelled())
+
+    @cached_property
+    def every_clip(self) -> Clips:
+        """The unlabelled clips and the labelled ones without the fold that is left out, none with its label."""
+        unlabelled = self.config.unlabelled
+        entries = [*(read_entries(unlabelled) if unlabelled else ()), *self._labelled()]
+        return self._read([replace(entry, label="") for entry in entries])
+
+    def _labelled(self) -> list[Entry]:
+        if self.config.labelled is None:
+            return []
+        entries = read_entries(self.config.labelled)
         kept = folds_by_size(entries, FOLDS) != self.config.fold
-        entries = [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+        return [entry for entry, keep in zip(entries, kept, strict=True) if keep]
+
+    def _read(self, entries: Sequence[Entry]) -> Clips:
+        cache = self.config.cache
         quarantine = Quarantine(cache / "quarantine.jsonl", len(entries))
         return Clips(entries, REAL_READING, quarantine, cache=ClipCache(cache / "clips", CACHE_BYTES))
 
     def build(self) -> nn.Module:
-        """The dual encoder and the heads of training, from `init` if that is given."""
+        """The dual encoder with the heads and the decoder of training, from `init` if that is given."""
         module = WithHeads(PRESETS["nano"].build())
-        if self.config.init is not None:
-            load_weights(module, self.config.init)
-            return module
-        start(module.model.video, None)
+        if self.config.init is None:
+            start(module.model.video, None)
+        else:
+            begin(module, self.config.init)
         return module
 
     def stages(self) -> tuple[Stage, ...]:
-        """`plain`, `world` and `real`, those of them that have steps."""
-        plain, world = self.config.world_steps
-        shared: dict[str, Any] = {"ema_decay": 0.998, "betas": (0.9, 0.98)}
-        made: tuple[tuple[int, float, dict[str, Any]], ...] = (
-            (plain, 2e-3, {"warmup_steps": plain // 5, "final_share": 0.85}),
-            (world, 1.7e-3, {"warmup_steps": 0 if plain else world // 20, "final_share": 0.01}),
-            (self.config.real_steps, 6e-4, {"warmup_steps": self.config.real_steps // 20, "final_share": 0.01}),
+        """`heads`, `plain`, `world`, `masked` and `real`, those of them that have steps."""
+        config = self.config
+        plain, world = config.world_steps
+        no_decoder = ("*", "!histograms.*")
+        made = (  # steps, rate, warm-up, share of the rate at the end, what trains
+            ("heads", config.head_steps, 1e-2, config.head_steps // 20, 0.05, ("losses.*",)),
+            ("plain", plain, 2e-3, plain // 5, 0.85, no_decoder),
+            ("world", world, 1.7e-3, 0 if plain else world // 20, 0.01, no_decoder),
+            ("masked", config.masked_steps, config.masked_rate, config.masked_steps // 10, 0.01, ("*",)),
+            ("real", config.real_steps, config.real_rate, config.real_steps // 20, 0.01, no_decoder),
         )
+        shared: dict[str, Any] = {"ema_decay": EMA_DECAY, "betas": (0.9, 0.98)}
         return tuple(
-            Stage(name, steps, rate, **own, **shared)
-            for name, (steps, rate, own) in zip(("plain", "world", "real"), made, strict=True)
+            Stage(name, steps, rate, warmup_steps=warmup, final_share=final, trained=trained, **shared)
+            for name, steps, rate, warmup, final, trained in made
             if steps
         )
 
     def dataset(self, stage: Stage) -> Dataset:
-        """Rendered scenes, in stage `real` two labelled clips in five."""
-        number = ("plain", "world", "real").index(stage.name)
-        config = MixtureConfig(
-            length=stage.steps * self.config.batch_size,
-            seed=self.config.seed * 1000 + number,
-            shapes=self.config.shapes[:1] if stage.name == "plain" else self.config.shapes,
-            batch=self.config.batch_size,
-            real_share=0.4 if stage.name == "real" else 0.0,
-            plain_share={"plain": 0.7, "world": 0.15, "real": 0.0}[stage.name],
+        """Rendered scenes; in stage `real` a share of labelled clips, in `masked` a clip beside each."""
+        config = self.config
+        scenes = MixtureConfig(
+            length=stage.steps * config.batch_size,
+            seed=config.seed * 1000 + SEEDS[stage.name],
+            shapes=config.shapes[:1] if stage.name == "plain" else config.shapes,
+            batch=config.batch_size,
+            real_share=config.real_share if stage.name == "real" else 0.0,
+            plain_share={"plain": 0.7, "world": 0.15}.get(stage.name, 0.0),
         )
-        if stage.name != "real":
-            return Mixture(config)
-        return Mixture(config, self.clips)
+        if stage.name == "real":
+            return Mixture(scenes, self.clips)
+        if stage.name == "masked":
+            clips = ClipStream(self.every_clip, Shapes(config.shapes), config.batch_size, scenes.seed)
+            return Beside(Mixture(scenes), clips)
+        return Mixture(scenes)
 
-    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """The batch of `elastivid.data.mixture.collate`, with words."""
-        return add_words(collate(samples), self._tokenizer)
+    def collate(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """The batch of `elastivid.data.mixture.collate`, with words; clips beside scenes stand under `clips`."""
+        if not isinstance(samples[0], tuple):
+            return add_words(collate(samples), self._tokenizer)
+        scenes, clips = zip(*samples, strict=True)
+        return {**add_words(collate(scenes), self._tokenizer), "clips": collate_clips(clips)}
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -176,13 +242,27 @@ class Nano(Recipe):
     def step(
         self, module: nn.Module, batch: Any, stage: Stage, draws: torch.Generator
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss at three points, in stage `plain` at one."""
+        """The loss at three points, in stage `plain` at one; in `masked` that of the clips is added."""
         assert isinstance(module, WithHeads)
         if stage.name == "plain":
             return module.losses(module.model, batch, (OperatingPoint(tokens=PLAIN_TOKENS),))
-        frames, side = batch["frames"].shape[1:3]
-        available, depth = frames * (side // PATCH_PIXELS) ** 2, len(module.model.video.blocks)
-        return module.losses(module.model, batch, draw_points(draws, available, self.config.widths, depth))
+        points = self._points(module.model, batch["frames"], draws)
+        loss, report = module.losses(module.model, batch, points)
+        if stage.name != "masked":
+            return loss, report
+        clips = batch["clips"]["frames"].to(module.model.log_scale.device)
+        base = int(torch.randint(2**31, (1,), generator=draws))
+        seeds = [mixed(base, index) for index in batch["clips"]["indices"].tolist()]
+        dear, _, cheap = self._points(module.model, clips, draws)
+        assert dear.tokens is not None
+        seen = (OperatingPoint(tokens=min(dear.tokens, tokens_of(clips) // 2)), cheap)
+        predicted, parts = module.histograms(module.model.video, clips, module.model.transform, seeds, seen)
+        return loss + predicted, {**report, **parts}
+
+    def _points(self, model: FluxDual, frames: Tensor, draws: torch.Generator) -> tuple[OperatingPoint, ...]:
+        """Dear, medium and cheap, for clips (B, T, S, S, 3)."""
+        config, depth = self.config, len(model.video.blocks)
+        return draw_points(draws, tokens_of(frames), config.widths, depth, config.dear_tokens)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """Share of right captions among captions wrong in one attribute, at four operating points."""
@@ -195,6 +275,31 @@ class Nano(Recipe):
         assert isinstance(module, WithHeads)
         measured = {"trained_widths": list(self.config.widths), "trained_tokens": list(TRAINED_TOKENS)}
         return Exported(module.model, licence="Apache-2.0", measured=measured)
+
+
+def tokens_of(frames: Tensor) -> int:
+    """Tokens of one of the clips (B, T, S, S, 3)."""
+    return int(frames.shape[1] * (frames.shape[2] // PATCH_PIXELS) ** 2)
+
+
+def begin(module: WithHeads, init: Path) -> None:
+    """Fill the model with that of a run, checkpoint or weights file; heads and decoder too where it holds them.
+
+    Raises:
+        TrainingError: it lacks parts of the model, or they have other shapes.
+        WeightsError: see `elastivid.weights.load.load`.
+    """
+    if str(init) in ALIASES or init.suffix == ".safetensors":
+        found = {f"model.{name}": value for name, value in load(str(init)).state_dict().items()}
+    else:
+        state = load_checkpoint(init / LAST if init.is_dir() else init)
+        found = state.get("average") or state["module"]
+    wanted = module.state_dict()
+    fitting = {name: value for name, value in found.items() if name in wanted and value.shape == wanted[name].shape}
+    absent = sorted(name for name in wanted if name.startswith("model.") and name not in fitting)
+    if absent:
+        raise TrainingError(f"{init} is no start for nano; missing or of another shape: {', '.join(absent[:5])}")
+    module.load_state_dict({**wanted, **fitting})
 
 
 RECIPE = Nano

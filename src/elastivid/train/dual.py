@@ -34,6 +34,7 @@ from elastivid.losses.gather import gathered
 from elastivid.models.dual import FluxDual
 from elastivid.models.text_tokenizer import TextTokenizer
 
+DEAR_TOKENS = (256, 384, 512)
 SHARPNESS = 10.0  # unit vectors are multiplied by this before the clip head
 
 
@@ -114,7 +115,11 @@ def add_words(batch: dict[str, Any], tokenizer: TextTokenizer) -> dict[str, Any]
 
 
 def draw_points(
-    generator: torch.Generator, available_tokens: int, widths: Sequence[int], depth: int
+    generator: torch.Generator,
+    available_tokens: int,
+    widths: Sequence[int],
+    depth: int,
+    dear: Sequence[int] = DEAR_TOKENS,
 ) -> tuple[OperatingPoint, OperatingPoint, OperatingPoint]:
     """The points of one training step: dear at full width, medium and cheap at drawn widths.
 
@@ -124,14 +129,16 @@ def draw_points(
         widths: widths a layer may have. One of three draws is a single width for all layers, one a schedule that
             never grows with depth, one a width of its own for each layer.
         depth: layers of the video tower.
+        dear: what the dear point draws its tokens from; the others never have more.
     """
 
     def whole(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
-    points = [OperatingPoint(tokens=min((256, 384, 512)[whole(0, 2)], available_tokens - 1))]
+    most = min(dear[whole(0, len(dear) - 1)], available_tokens - 1)
+    points = [OperatingPoint(tokens=most)]
     for low, high in ((96, 256), (32, 128)):
-        tokens, kind = min(whole(low, high), available_tokens - 1), whole(0, 2)
+        tokens, kind = min(whole(low, high), most), whole(0, 2)
         drawn = sample_widths(generator, depth, widths, decreasing=kind == 1)
         points.append(OperatingPoint(tokens=tokens, width=drawn[:1] * depth if kind == 0 else drawn))
     return points[0], points[1], points[2]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from elastivid.layers.histograms import cell_histograms, directions, optical_flow
+from elastivid.layers.histograms import cell_histograms, cubes, directions, num_cubes, optical_flow
 
 
 def texture(seed: int = 0, side: int = 160) -> torch.Tensor:
@@ -60,13 +60,66 @@ def test_a_flat_picture_does_not_move():
     assert optical_flow(torch.full((1, 40, 40), 0.3), torch.full((1, 40, 40), 0.6)).abs().max() == 0
 
 
-def test_a_pan_has_flow_of_one_direction_and_no_boundaries():
-    found = cell_histograms(panned(2, 0), 14).unflatten(1, (4, 4, 4))[:, :, 1:3, 1:3]  # inner cells of every frame
-    flow, boundaries = found[..., 8:16].square(), found[..., 16:].square()
-    assert flow[..., 0].mean() == pytest.approx(1.0, abs=0.15)  # half of the pixels, so half as far
-    assert flow[..., 0].sum() > 0.9 * flow.sum()
-    assert boundaries.mean() < 0.05 * flow[..., 0].mean()
+def with_mover(clip: torch.Tensor, right: int, frames: int = 4) -> torch.Tensor:
+    """`clip` with a square of 28 pixels of another texture in its lower right part, which moves rightwards."""
+    clip, picture = clip.clone(), texture(1)[:28, :28]
+    for t in range(frames):
+        left = 20 + right * t
+        clip[:, t, :, 21:49, left : left + 28] = picture[:, : 56 - left]
+    return clip
+
+
+def test_a_pan_is_the_cameras_and_leaves_no_flow():
+    inner = (slice(None), slice(None), slice(1, 3), slice(1, 3))
+    found = cell_histograms(panned(2, 0), 14).unflatten(1, (4, 4, 4))[inner].square()
+    assert found[..., 8:].mean() < 0.02  # neither flow, which is a pixel a frame of half the size, nor boundaries
+
+
+@pytest.mark.parametrize("pan", [(0, 0), (-2, 0)])
+def test_what_moves_against_the_picture_has_flow(pan):
+    clip = with_mover(panned(*pan), right=2)
+    found = cell_histograms(clip, 14).unflatten(1, (4, 4, 4)).square()
+    flow = found[:, :, 2, 2, 8:16].mean(dim=(0, 1))  # a cell that the square covers
+    assert flow[0] == pytest.approx((2 - pan[0]) / 2, abs=0.4)  # half of the pixels, so half as far
+    assert flow[0] > 0.8 * flow.sum()
+    assert found[:, :, 0, 1:3, 8:16].mean() < 0.3 * flow.mean()
     assert torch.equal(found[:, 2, ..., 8:16], found[:, 3, ..., 8:16])  # the last frame takes the flow before it
+
+
+@pytest.mark.parametrize(("frames", "rows", "columns"), [(2, 2, 3), (4, 4, 4), (8, 2, 5), (16, 3, 4), (17, 2, 2)])
+def test_cubes_are_cut_out_of_cells(frames, rows, columns):
+    video = torch.rand(2, frames, 3, rows * 14, columns * 14, generator=torch.Generator().manual_seed(frames))
+    found, places = cubes(video, 14)
+    cells = cell_histograms(video, 14).square().view(2, frames, rows, columns, 4, 8)
+    flows = max(frames - 1, 3)
+    cells = torch.stack([cells[:, min(t, frames - 2)] for t in range(flows)], dim=1)
+    step = -(-flows // 5)
+    wanted = {}
+    starts = [s for s in range(0, flows, -(-step // 2)) if s + 3 * step <= flows]
+    for n, s in enumerate(starts):
+        for i in range(rows - 1):
+            for j in range(columns - 1):
+                steps = [cells[:, s + k * step : s + (k + 1) * step].mean(dim=1) for k in range(3)]
+                corners = [part[:, i + a, j + b] for part in steps for a in (0, 1) for b in (0, 1)]  # (2, 4, 8) each
+                place = (n / len(starts) - 0.5, i / (rows - 1) - 0.5, j / (columns - 1) - 0.5)
+                wanted[place] = torch.stack(corners, dim=2).flatten(2)  # (2, 4, 96)
+    assert found.shape == (2, num_cubes(frames, rows, columns), 4, 96)
+    assert found.shape[1] == -(-len(wanted) // 2)
+    for clip in range(2):
+        kept = [tuple(place) for place in places[clip].tolist()]
+        close = {min(wanted, key=lambda p, q=q: sum(abs(a - b) for a, b in zip(p, q, strict=True))) for q in kept}
+        assert len(close) == len(kept)
+        moving = sorted(wanted, key=lambda p: -wanted[p][clip, 1].sum())[: len(kept)]
+        assert close == set(moving)
+        for q, descriptor in zip(kept, found[clip], strict=True):
+            p = min(wanted, key=lambda p: sum(abs(a - b) for a, b in zip(p, q, strict=True)))
+            full = wanted[p][clip]
+            assert torch.allclose(descriptor.square(), full / (full.sum(-1, keepdim=True) + 1e-3), atol=1e-5)
+
+
+def test_clips_of_less_than_a_cube_are_refused():
+    with pytest.raises(ValueError, match="cubes need 2 cells of 14 pixels a side or more, got 1 x 4"):
+        cubes(torch.zeros(1, 4, 3, 14, 56), 14)
 
 
 def test_mirrored_clips_have_mirrored_histograms():

@@ -118,15 +118,15 @@ def test_steps_depend_on_their_draws_alone():
 
 
 def test_the_second_reader_is_solved_before_training_and_kept(tmp_path):
-    config = replace(Finetune.small().config, histograms=(2, 2, 2))
+    config = replace(Finetune.small().config, motion_words=4)
     start = Finetune(config).build().motion.layer.weight
     assert start.abs().sum() > 0
-    train("finetune", tmp_path / "run", "histograms=2,2,2", "epochs=2", "tokens=32")
+    train("finetune", tmp_path / "run", "motion_words=4", "epochs=2", "tokens=32")
     model = load_classifier(str(tmp_path / "run" / "model.safetensors"))
-    assert model.config.histograms == (2, 2, 2)
+    assert model.config.motion_words == 4
     assert torch.equal(model.motion.layer.weight, start)
     assert model.head.weight.abs().sum() > 0
-    assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "histograms"}
+    assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "motion"}
 
 
 def test_encoders_by_address(monkeypatch):
@@ -147,9 +147,8 @@ def test_missing_data_is_named():
         FinetuneConfig(size=224)
     with pytest.raises(ValueError, match=r"fold must be -1 to 4, got 5"):
         FinetuneConfig(fold=5)
-    with pytest.raises(ValueError, match=r"parts in time, height and width, such as 3,3,3.*got \(3,\) of 8 frames"):
-        FinetuneConfig(histograms=(3,))
-    with pytest.raises(ValueError, match=r"of 2 frames or more.*got \(3, 3, 3\) of 1 frames"):
-        FinetuneConfig(histograms=(3, 3, 3), frames=1)
+    for words, frames in ((-1, 8), (32, 1)):
+        with pytest.raises(ValueError, match=rf"clips of 2 frames or more; got {words} for {frames} frames"):
+            FinetuneConfig(motion_words=words, frames=frames)
     with pytest.raises(ValueError, match=r"sampling must be one of segments, uniform, dense, got 'random'"):
         FinetuneConfig(sampling="random")

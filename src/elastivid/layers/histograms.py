@@ -1,12 +1,13 @@
 """What moves where, without training: histograms of gradients and of optical flow for every cell of a clip.
 
-    cells  = cell_histograms(pictures, patch_size=14)        # (B, T*h*w, 32)
-    layout = clip_histograms(pictures, patch_size=14, grid=(3, 3, 3))        # (B, 27*32): a clip as one vector
+    cells         = cell_histograms(pictures, patch_size=14)     # (B, T*h*w, 32)
+    parts, places = cubes(pictures, patch_size=14)               # (B, M, 4, 96), (B, M, 3): where most moves
 
 Four histograms a cell, as in MaskFeat (arXiv 2112.09133, gradients) and in dense trajectories (Wang et al., IJCV 2013,
-flow and motion boundaries): of the gradient of the grey picture, of the flow to the next frame, and of the gradients of
-the flow's two components, which are zero where the camera alone moves. Each holds the square root of the mean length of
-the vectors that point in each of 8 directions; a vector between two directions counts to both in parts.
+flow and motion boundaries): of the gradient of the grey picture, of the flow to the next frame less the camera's (its
+median over the picture), and of the gradients of the flow's two components, which are zero where all moves alike. Each
+holds the square root of the mean length of the vectors that point in each of 8 directions; a vector between two
+directions counts to both in parts.
 
 Where we depart: MaskFeat normalises cells to unit length, which forgets how much moves; we keep it. Flow is
 Lucas and Kanade's, from coarse to fine, because it is a few means over windows and so runs on whole batches anywhere.
@@ -30,7 +31,10 @@ KINDS = 4
 WINDOW = 5  # pixels a side over which flow is taken to be the same
 LEVELS = 3
 STEPS = 2  # of Lucas and Kanade's iteration at each level
-FAINT = 1e-2  # sum of mean lengths over the parts below which a kind counts as absent
+CUBE = 2  # cells a side of a cube
+CUBE_STEPS = 3
+CUBE_SIZE = CUBE_STEPS * CUBE**2 * DIRECTIONS  # numbers of a descriptor
+FAINT = 1e-3  # sum of mean lengths over a cube below which a kind counts as absent
 NOISE = 2e-4  # added to the mean squared gradients: flow is 0 where there is nothing to see
 
 
@@ -61,32 +65,66 @@ def cell_histograms(video: Tensor, patch_size: int, *, shrink: int = 2) -> Tenso
     before, after = grey[:, :-1].flatten(0, 1), grey[:, 1:].flatten(0, 1)  # (B*(T-1), H/s, W/s)
     flow = optical_flow(before, after).unflatten(0, (batch, frames - 1))  # (B, T-1, 2, H/s, W/s)
     flow = torch.cat([flow, flow[:, -1:]], dim=1).flatten(0, 1)  # (B*T, 2, H/s, W/s)
-    pairs = [gradient(grey.flatten(0, 1)), (flow[:, 0], flow[:, 1]), gradient(flow[:, 0]), gradient(flow[:, 1])]
+    own = flow - flow.flatten(2).median(dim=2).values[..., None, None]  # what moves against the picture
+    pairs = [gradient(grey.flatten(0, 1)), (own[:, 0], own[:, 1]), gradient(flow[:, 0]), gradient(flow[:, 1])]
     cell = patch_size // shrink
     parts = [directions(x, y, cell) for x, y in pairs]  # (B*T, h*w, K) each
     return torch.cat(parts, dim=-1).sqrt().unflatten(0, (batch, frames)).flatten(1, 2)  # (B, T*h*w, 4K)
 
 
-def clip_histograms(video: Tensor, patch_size: int, grid: tuple[int, int, int]) -> Tensor:
-    """Histograms of a coarse grid of a clip as one vector, whose length says nothing about contrast and speed.
+@torch.no_grad()
+def cubes(video: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
+    """Descriptors of small parts of a clip where most moves: what happens there, in three steps.
 
-        sqrt(mean over the cells of a part / sum over all parts and directions of the kind)
+        descriptor = sqrt(h / sum h),  h = mean squared cell histograms of 2 x 2 cells x 3 steps
+
+    Cubes overlap: three steps take three fifths of the clip, one starts at every half step and at every cell. Of all
+    of them the half with most flow is kept: what stands still is most of a clip, much alike, and would outnumber it.
 
     Args:
-        video: as for `cell_histograms`.
-        patch_size: side of the cells that are put together.
-        grid: parts in time, height and width; neighbours share a cell where they do not divide.
+        video: as for `cell_histograms`, two cells a side or more.
+        patch_size: side of a cell in pixels.
 
     Returns:
-        (B, 4*8*parts) float32: by kind, direction and part. Each kind has unit length, or is 0 where nothing is there.
+        (B, M, 4, 96) descriptors of M cubes by kind, each of unit length or 0 where nothing is there; (B, M, 3) where
+        they start in time, height and width, from -0.5 to 0.5.
 
     Raises:
-        ValueError: see `cell_histograms`.
+        ValueError: see `cell_histograms`; or the clip is narrower than two cells.
     """
     rows, columns = video.shape[3] // patch_size, video.shape[4] // patch_size
+    if min(rows, columns) < CUBE:
+        raise ValueError(
+            f"cubes need {CUBE} cells of {patch_size} pixels a side or more, got {rows} x {columns}; use larger frames"
+        )
     cells = cell_histograms(video, patch_size).square().unflatten(1, (-1, rows, columns))  # (B, T, h, w, 4K)
-    parts = F.adaptive_avg_pool3d(cells.permute(0, 4, 1, 2, 3), grid).unflatten(1, (KINDS, -1)).flatten(2)
-    return (parts / parts.sum(dim=2, keepdim=True).clamp(min=FAINT)).sqrt().flatten(1)  # (B, 4*K*parts)
+    cells = cells[:, :-1]  # the last frame has no flow of its own
+    if (missing := CUBE_STEPS - cells.shape[1]) > 0:  # so short a clip goes on like its end
+        cells = torch.cat([cells, cells[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
+    starts, step = _starts(cells.shape[1])
+    steps = [[cells[:, s + k * step :][:, :step].mean(dim=1) for k in range(CUBE_STEPS)] for s in starts]
+    parts = torch.stack([torch.stack(three, dim=1) for three in steps], dim=1)  # (B, S, 3, h, w, 4K)
+    high, wide = rows - CUBE + 1, columns - CUBE + 1
+    corners = [parts[:, :, :, i : i + high, j : j + wide] for i in range(CUBE) for j in range(CUBE)]
+    joined = torch.stack(corners, dim=3).unflatten(-1, (KINDS, -1))  # (B, S, 3, 4, h-1, w-1, 4, K)
+    joined = joined.permute(0, 1, 4, 5, 6, 2, 3, 7).flatten(5).flatten(1, 3)  # (B, S*(h-1)*(w-1), 4, 3*4*K)
+    sides = (torch.arange(n, device=video.device) / n - 0.5 for n in (len(starts), high, wide))
+    places = torch.cartesian_prod(*sides)  # (S*(h-1)*(w-1), 3)
+    kept = joined[:, :, 1].sum(dim=-1).topk(num_cubes(video.shape[1], rows, columns), dim=1).indices  # (B, M)
+    chosen = joined.gather(1, kept[..., None, None].expand(-1, -1, *joined.shape[2:]))  # (B, M, 4, 96)
+    return (chosen / (chosen.sum(dim=-1, keepdim=True) + FAINT)).sqrt(), places[kept]
+
+
+def num_cubes(frames: int, rows: int, columns: int) -> int:
+    """M, how many cubes are kept of a clip of so many frames, rows and columns of cells."""
+    starts, _ = _starts(max(frames - 1, CUBE_STEPS))
+    return math.ceil(len(starts) * (rows - CUBE + 1) * (columns - CUBE + 1) / 2)
+
+
+def _starts(flows: int) -> tuple[range, int]:
+    """First flows of the cubes of a clip of so many, and the flows of a step."""
+    step = math.ceil(flows / 5)
+    return range(0, flows - CUBE_STEPS * step + 1, math.ceil(step / 2)), step
 
 
 def directions(x: Tensor, y: Tensor, cell: int, count: int = DIRECTIONS) -> Tensor:

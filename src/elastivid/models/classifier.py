@@ -4,18 +4,20 @@
     logits   = W standardised(features) + b
     change   = mean over neighbouring frames of |token - token of the same place one frame before|
 
-With `histograms`, a second linear layer reads histograms of gradients and flow on a coarse grid of the same clip, and
-the logits are the sum of the two readers' log-probabilities: few labelled clips are not enough to learn what moves
-where, so the two are wrong about different clips (docs/benchmarks/actions.md). That layer is not trained with the rest
-but solved for (`MotionReader.fit`): hundreds of clips are far too few for a descent on its many weights.
+With `motion_words`, a second linear layer reads what moves where in the same frames: the Fisher vector of their
+histograms of gradients and flow (`elastivid.layers.histograms`, `elastivid.layers.fisher`). The logits are the sum of
+the two readers' log-probabilities: few labelled clips are not enough to learn motion from, so the two are wrong about
+different clips (docs/benchmarks/actions.md). That layer is not trained with the rest but solved for
+(`MotionReader.solve`): hundreds of clips are far too few for a descent on its thousands of weights a class.
 
 Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
 change says what moves: of a frozen encoder it is worth more than all the rest. Which blocks are read is part of the
 config. Features are standardised with the statistics of the training batches, so that one rate fits all of them.
 
-Costs what the encoder costs, and one product of features and classes; histograms cost time, but no products.
+Costs what the encoder costs, and one product of features and classes; a second reader some millions of products, and
+time that is none of products: flow.
 
-Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, G of histograms, K classes.
+Letters: B clips, T frames, H W pixels, N tokens, d channels of a block, F features, G of a Fisher vector, K classes.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ from elastivid.core.output import Output
 from elastivid.core.point import OperatingPoint
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
-from elastivid.layers.histograms import DIRECTIONS, KINDS, clip_histograms
+from elastivid.layers.fisher import FisherVectors
+from elastivid.layers.histograms import CUBE_SIZE, KINDS, cubes, num_cubes
 from elastivid.models.base import VideoEncoder
 from elastivid.models.towers import hash_of_tensors
 from elastivid.video.transforms import Transform
+
+RIDGE = 1.0
+SHARPNESS = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,11 @@ class ClassifierConfig:
         blocks: blocks whose tokens are read by their mean, spread and change, counted from 0.
         transform: what turns decoded frames into input; it travels with the weights.
         frames: frames of a clip that the head was trained on.
-        histograms: parts in time, height and width whose histograms a second layer reads; () for none.
+        motion_words: Gaussians of the Fisher vectors that a second layer reads; 0 for none.
 
     Raises:
-        ValueError: there are fewer than two classes, a name occurs twice, there is no such block, or `histograms` are
-            not three parts of one or more.
+        ValueError: there are fewer than two classes, a name occurs twice, there is no such block, or `motion_words` is
+            negative.
     """
 
     encoder: Any
@@ -65,18 +71,18 @@ class ClassifierConfig:
     blocks: tuple[int, ...] = ()
     transform: Transform = field(default_factory=Transform)
     frames: int = 8
-    histograms: tuple[int, ...] = ()
+    motion_words: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("classes", "blocks", "histograms"):
+        for name in ("classes", "blocks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):
             raise ValueError(f"a classifier needs at least two classes with different names, got {self.classes}")
         depth = self.encoder.depth
         if not all(0 <= block < depth for block in self.blocks):
             raise ValueError(f"the encoder has blocks 0 to {depth - 1}, got {self.blocks}")
-        if self.histograms and (len(self.histograms) != 3 or min(self.histograms) < 1):
-            raise ValueError(f"histograms must be () or parts in time, height and width, got {self.histograms}")
+        if self.motion_words < 0:
+            raise ValueError(f"motion_words must be 0 for none or more, got {self.motion_words}")
 
     def build(self) -> ClipClassifier:
         """An untrained classifier."""
@@ -117,7 +123,7 @@ class ClipClassifier(nn.Module):
         self.head = nn.Linear(total, len(config.classes))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self.motion = MotionReader(config) if config.histograms else None
+        self.motion = MotionReader(config) if config.motion_words else None
 
     @property
     def supported_axes(self) -> frozenset[str]:
@@ -143,8 +149,8 @@ class ClipClassifier(nn.Module):
             state: not used; must be `None`.
 
         Returns:
-            `logits` (B, K), and `embedding` (B, F), the features. With histograms also taps "encoder" and "histograms",
-            the logits (B, K) of each reader, and `logits` are the sum of their log-probabilities.
+            `logits` (B, K), and `embedding` (B, F), the features. With a second reader also taps "encoder" and
+            "motion", the logits (B, K) of each, and `logits` are the sum of their log-probabilities.
 
         Raises:
             PointError: the encoder lacks an axis of the point, or a state was given.
@@ -153,7 +159,7 @@ class ClipClassifier(nn.Module):
         logits = self.classify(features)
         if self.motion is None:
             return Output(embedding=features, logits=logits)
-        taps = {"encoder": logits, "histograms": self.motion(video)}
+        taps = {"encoder": logits, "motion": self.motion(video)}
         both = torch.stack([part.float().log_softmax(dim=-1) for part in taps.values()])  # (2, B, K)
         return Output(embedding=features, logits=both.sum(dim=0), taps=taps)
 
@@ -187,11 +193,13 @@ class ClipClassifier(nn.Module):
         """Predicted cost of one clip of `frames` squares of `size` pixels."""
         point = point or OperatingPoint()
         cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
-        classes = len(self.config.classes)
-        readers = [self.num_features, *([self.motion.layer.in_features] if self.motion is not None else [])]
-        head = sum(linear_macs(1, size, classes) for size in readers)
-        parameters = 4 * sum((size + 1) * classes for size in readers)
-        return dataclasses.replace(cost, macs=cost.macs + head, parameter_bytes=cost.parameter_bytes + parameters)
+        layers = [self.head, *([self.motion.layer] if self.motion is not None else [])]
+        macs = sum(linear_macs(1, layer.in_features, layer.out_features) for layer in layers)
+        if self.motion is not None:
+            side = size // self.config.encoder.patch_size
+            macs += self.motion.vectors.macs(num_cubes(frames, side, side))
+        parameters = 4 * sum((layer.in_features + 1) * layer.out_features for layer in layers)
+        return dataclasses.replace(cost, macs=cost.macs + macs, parameter_bytes=cost.parameter_bytes + parameters)
 
     def _blocks(self) -> nn.ModuleList:
         """The encoder's blocks, wherever it holds them."""
@@ -209,60 +217,63 @@ class ClipClassifier(nn.Module):
 
 
 class MotionReader(nn.Module):
-    """A linear layer on histograms of gradients and flow on a coarse grid of the clip, standardised; 0 until `fit`."""
+    """A linear layer on the Fisher vector of what moves in a clip. Answers 0 until `learn_words` and `solve`."""
 
     mean: Tensor
     std: Tensor
-    centre: Tensor
-    spread: Tensor
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        time, rows, columns = config.histograms
-        self.grid, self.patch_size, transform = (time, rows, columns), config.encoder.patch_size, config.transform
+        self.patch_size, transform = config.encoder.patch_size, config.transform
         self.register_buffer("mean", torch.tensor(transform.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(transform.std).view(3, 1, 1), persistent=False)
-        size = KINDS * DIRECTIONS * time * rows * columns  # G
-        self.register_buffer("centre", torch.zeros(size))
-        self.register_buffer("spread", torch.ones(size))
-        self.layer = nn.Linear(size, len(config.classes))
+        self.vectors = FisherVectors(KINDS, CUBE_SIZE, config.motion_words)
+        self.layer = nn.Linear(self.vectors.length, len(config.classes))
         nn.init.zeros_(self.layer.weight)
         nn.init.zeros_(self.layer.bias)
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits (B, K) of clips (B, T, 3, H, W) that passed the transform; T >= 2."""
-        logits: Tensor = self.layer((self.histograms(video) - self.centre) / self.spread)
+        logits: Tensor = self.layer(self.read(video))
         return logits
 
-    def histograms(self, video: Tensor) -> Tensor:
-        """What the layer reads before it is standardised, (B, G)."""
-        return clip_histograms(video * self.std + self.mean, self.patch_size, self.grid)
+    def read(self, video: Tensor) -> Tensor:
+        """What the layer reads, (B, G)."""
+        with torch.autocast(video.device.type, enabled=False):
+            vectors: Tensor = self.vectors(*self.cubes(video))
+        return vectors
+
+    def cubes(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Descriptors and places of what moves, see `elastivid.layers.histograms.cubes`."""
+        return cubes(video.float() * self.std + self.mean, self.patch_size)
 
     @torch.no_grad()
-    def fit(
-        self, histograms: Tensor, labels: Tensor, *, views: int = 1, ridge: float = 1.0, sharpness: float = 12.0
+    def solve(
+        self, vectors: Tensor, labels: Tensor, *, views: int = 1, ridge: float = RIDGE, sharpness: float = SHARPNESS
     ) -> None:
-        """Solve for the layer: ridge regression of the classes, with the mean over clips taken out.
+        """Solve for the layer: ridge regression of the classes, with their mean over clips taken out.
 
-            W = sharpness (X'X + ridge views G I)^-1 X'(Y - mean Y),   X standardised
+            W = sharpness X' (X X' + ridge views C)^-1 (Y - mean Y),   rows of X of squared length C = 4 kinds
 
-        Both constants were chosen on a part of the training side of one fold of docs/benchmarks/actions.md. A class
-        that is as rare as others gets a logit of about 0 for a clip that says nothing.
+        Of the two forms of the inverse the smaller is solved. A class that is as rare as others gets a logit of about
+        0 for a clip that says nothing. Both constants were chosen on parts of the training side of one fold of
+        docs/benchmarks/actions.md.
 
         Args:
-            histograms: (N, G) of training clips.
+            vectors: (N, G) of training clips.
             labels: (N,) numbers of classes.
             views: rows for each clip.
             ridge: how much large weights cost.
             sharpness: what regressed class memberships are multiplied with to be logits.
         """
-        rows, count = histograms.double(), self.layer.out_features
-        self.centre.copy_(rows.mean(dim=0))
-        self.spread.copy_(rows.std(dim=0, correction=0).clamp(min=1e-3))
-        x = (rows - self.centre) / self.spread  # (N, G)
+        x, count = vectors.double(), self.layer.out_features  # (N, G)
         y = F.one_hot(labels.long(), count).double()  # (N, K)
-        penalty = ridge * views * x.shape[1] * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-        weight = torch.linalg.solve(x.T @ x + penalty, x.T @ (y - y.mean(dim=0)))  # (G, K)
+        y = y - y.mean(dim=0)
+        penalty = ridge * views * KINDS * torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
+        if x.shape[0] <= x.shape[1]:
+            weight = x.T @ torch.linalg.solve(x @ x.T + penalty, y)  # (G, K)
+        else:
+            weight = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
         self.layer.weight.copy_(sharpness * weight.T)
         self.layer.bias.zero_()
 

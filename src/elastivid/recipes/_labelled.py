@@ -39,6 +39,8 @@ from elastivid.weights.load import ALIASES, DUALS, build, load, read_metadata, r
 
 Settings = TypeVar("Settings", bound="LabelledConfig")
 SAMPLINGS = ("segments", "uniform", "dense")
+WORD_CLIPS, WORD_CUBES = 2000, 200  # clips that motion words are learned from, and cubes of each
+MOST_ROWS = 40_000  # that a second reader is solved from: 1 GB of Fisher vectors of 32 words
 
 
 class DataError(ElastividError, ValueError):
@@ -66,8 +68,8 @@ class LabelledConfig(RecipeConfig):
         cache_gigabytes: what it may take; 0 decodes every time.
         max_left_out: share of clips that may be unreadable before the run stops.
         test_views, test_crops: choices of frames and places (1 or 3) of a test clip, whose probabilities are averaged.
-        histograms: parts in time, height and width whose histograms of gradients and flow are read beside the encoder,
-            such as 3,3,3; () for none. Worth most where labelled clips are few. Solved for before training.
+        motion_words: Gaussians of the Fisher vectors of gradients and flow that are read beside the encoder, such as
+            32; 0 for none. Worth most where labelled clips are few and frames many. Solved for before training.
 
     Raises:
         ValueError: a value is out of range.
@@ -90,7 +92,7 @@ class LabelledConfig(RecipeConfig):
     max_left_out: float = 0.05
     test_views: int = 2
     test_crops: int = 1
-    histograms: tuple[int, ...] = ()
+    motion_words: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,10 +102,10 @@ class LabelledConfig(RecipeConfig):
             raise ValueError(f"fold must be -1 to {self.folds - 1}, got {self.fold}")
         if self.size > self.short_side:
             raise ValueError(f"short_side must be at least size {self.size}, got {self.short_side}")
-        if self.histograms and (len(self.histograms) != 3 or min(self.histograms) < 1 or self.frames < 2):
+        if self.motion_words < 0 or (self.motion_words and self.frames < 2):
             raise ValueError(
-                "histograms must be parts in time, height and width, such as 3,3,3, of 2 frames or more, or () for "
-                f"none; got {self.histograms} of {self.frames} frames"
+                "motion_words must be 0 for none, or more for clips of 2 frames or more; got "
+                f"{self.motion_words} for {self.frames} frames"
             )
 
     @property
@@ -207,7 +209,7 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
     """An encoder with a new head; a second reader is there, but not yet solved for.
 
     Args:
-        config: names the encoder, the blocks and the histograms to read.
+        config: names the encoder, the blocks and the motion words to read.
         classes: names of the classes.
         drop_path: of the encoder, where its family has it.
     """
@@ -217,7 +219,7 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
         inner = replace(inner, drop_path=drop_path)
     transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
     blocks = (inner.depth // 2,) if config.blocks is None else config.blocks
-    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, config.histograms).build()
+    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, config.motion_words).build()
     made.encoder.load_state_dict(encoder.state_dict())
     return made
 
@@ -279,6 +281,11 @@ def rows_of(model: ClipClassifier, clips: Clips | None, config: LabelledConfig) 
     return rows
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """All of 0 to `count` - 1, or `most` of them, evenly spread."""
+    return [i * count // most for i in range(most)] if count > most else list(range(count))
+
+
 class LabelledRecipe(Recipe):
     """A recipe that trains a `ClipClassifier` on some labelled clips and scores it on others."""
 
@@ -291,23 +298,30 @@ class LabelledRecipe(Recipe):
 
     @torch.no_grad()
     def solve(self, model: ClipClassifier, augmentation: Augmentation) -> None:
-        """Solve for the second reader, if there is one: from the test views of every training clip and as many
-        augmented samples, mirrored ones too."""
-        if model.motion is None:
+        """Solve for the second reader, if there is one: words from the cubes of some clips, its layer from the test
+        views and as many augmented samples, mirrored ones too, of all clips (of at most `MOST_ROWS / 2V`)."""
+        if (reader := model.motion) is None:
             return
         clips, config, views = self.parts.train, self.config, self.config.test_views
         clips = Clips(
             clips.entries, replace(clips.reading, augmentation=augmentation), clips.quarantine,
             classes=clips.classes, cache=clips.cache, decoder=clips.decoder,
         )  # fmt: skip
+        draws, found = torch.Generator().manual_seed(config.seed), []
+        for index in clips.usable(evenly(len(clips), WORD_CLIPS)):
+            frames = torch.from_numpy(clips.views(index, config.shape, views=views))
+            kinds, places = (part.flatten(0, 1) for part in reader.cubes(model.config.transform.normalised(frames)))
+            chosen = torch.randperm(len(kinds), generator=draws)[:WORD_CUBES]
+            found.append((kinds[chosen], places[chosen]))
+        descriptors, places = (torch.cat(parts) for parts in zip(*found, strict=True))
+        reader.vectors.fit(descriptors, places, seed=config.seed)
         rows, labels = [], []
-        for number, index in enumerate(clips.usable()):
+        for number, index in enumerate(clips.usable(evenly(len(clips), MOST_ROWS // (2 * views)))):
             drawn = [clips.draw(number * views + view, config.seed, config.shape) for view in range(views)]
-            frames = [*clips.views(index, config.shape, views=views), *(sample.frames for sample in drawn)]
-            video = model.config.transform.normalised(torch.from_numpy(np.stack(frames)))  # (2V, T, 3, S, S)
-            rows.append(model.motion.histograms(video))
+            both = [*clips.views(index, config.shape, views=views), *(sample.frames for sample in drawn)]
+            rows.append(reader.read(model.config.transform.normalised(torch.from_numpy(np.stack(both)))))  # (2V, G)
             labels += [clips.label_of(index)] * views + [sample.label for sample in drawn]
-        model.motion.fit(torch.cat(rows), torch.tensor(labels), views=2 * views)
+        reader.solve(torch.cat(rows), torch.tensor(labels), views=2 * views)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A row per budget on the clips that were set apart."""

@@ -59,7 +59,7 @@ class FinetuneConfig(LabelledConfig):
     """Settings of `finetune`.
 
     Args:
-        init: run or checkpoint of `linear_probe` or `finetune` with the same model, blocks, histograms and classes to
+        init: run or checkpoint of `linear_probe` or `finetune` with the same model, blocks, motion words and classes to
             start from.
         train_tokens: budgets that training draws from, one for each batch; without, those of `tokens`.
         epochs: passes over the training clips.
@@ -145,7 +145,7 @@ class Finetune(LabelledRecipe):
             final_share=0.01,
             weight_decay=config.weight_decay,
             layer_decay=config.layer_decay,
-            trained=("*", "!motion.*") if config.histograms else ("*",),
+            trained=("*", "!motion.*") if config.motion_words else ("*",),
             ema_decay=config.ema_decay,
         )
         return (stage,)

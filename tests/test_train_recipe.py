@@ -33,7 +33,7 @@ from elastivid.train.dual import draw_points
 from elastivid.train.ema import Ema
 from elastivid.train.histograms import HistogramLoss
 from elastivid.train.loop import train
-from elastivid.train.stages import TrainingError
+from elastivid.train.stages import TrainingError, trained_names
 from elastivid.video.transforms import Transform
 from elastivid.weights.load import load
 
@@ -78,6 +78,21 @@ def test_shipped_weights_train_on_with_clips_that_nobody_labelled(tmp_path, monk
         Nano(replace(config, init=tmp_path / "other.pt")).build()
 
 
+def test_labelled_clips_leave_the_first_blocks_alone(tmp_path):
+    config = NanoConfig(world_steps=(0, 0), real_steps=1, labelled=tmp_path, frozen_blocks=4)
+    recipe = Nano(config)
+    names = [name for name, parameter in recipe.build().named_parameters() if parameter.requires_grad]
+    trained = trained_names(recipe.stages()[0], names)
+    assert {name.split(".")[3] for name in trained if "video.blocks" in name} == {"4", "5"}
+    left = set(names) - set(trained)
+    assert {"model.video.patch_embed.proj.weight", "model.video.positions", "histograms.seen.weight"} <= left
+    assert {"model.video.pools.0.q.weight", "model.log_scale", "losses.patch.weight"} <= set(trained)
+    everything = Nano(replace(config, frozen_blocks=0)).stages()[0]
+    assert set(names) - set(trained_names(everything, names)) == {n for n in names if n.startswith("histograms.")}
+    with pytest.raises(ValueError, match="frozen_blocks must be 0 to 6, got 7"):
+        replace(config, frozen_blocks=7)
+
+
 def test_every_clip_is_read_without_its_label(shared_data, tmp_path):
     labelled = shared_data / "labelled"
     recipe = Nano(NanoConfig(labelled=labelled, unlabelled=labelled, masked_steps=1, fold=1, cache=tmp_path))
@@ -108,8 +123,9 @@ def test_histograms_of_all_cells_are_predicted_from_the_visible_ones():
     assert float(loss_of(video, clips, transform, [3, 4], points)[0]) == float(loss)
     assert len({float(loss_of(video, clips, transform, [seed, 4], points)[0]) for seed in range(6)}) > 1
     with torch.no_grad():
-        loss_of.decoder.head.weight.zero_()
-        loss_of.decoder.head.bias.zero_()
+        for layer in (loss_of.decoder.head, loss_of.seen):
+            layer.weight.zero_()
+            layer.bias.zero_()
     target = standardised_kinds(cell_histograms(clips.movedim(-1, 2) / 255, 14), 4)
     nothing = loss_of(video, clips, transform, [3, 4], (OperatingPoint(tokens=8),))[1]  # half of the cells each
     wanted = 2 * torch.nn.functional.smooth_l1_loss(torch.zeros_like(target), target)

@@ -3,15 +3,15 @@
     elastivid train nano --out runs/world --device cuda --set num_workers=16 --set minutes=7
     elastivid train nano --out runs/real --set init=runs/world --set world_steps=0,0 --set real_steps=240 \
         --set labelled=../shared/data/labelled [--set fold=0]
-    elastivid train nano --out runs/masked --set init=nano --set world_steps=0,0 --set head_steps=100 \
+    elastivid train nano --out runs/masked --set init=nano --set world_steps=0,0 --set head_steps=50 \
         --set masked_steps=300 --set unlabelled=clips.jsonl
 
 The loss is that of `elastivid.train.dual`: contrastive with hard negative captions at three operating points a step,
 the dearest at full width teaching two with drawn token counts and widths (arXiv 2503.14237, 2504.12513); batches differ
-in frames and frame size. A moving average of the weights is what gets kept. Stages: `heads` (the linear heads alone,
-which no weights file holds), `plain` (scenes without clutter, one token count: shapes and motions are learned sooner),
-`world` (rendered clips), `masked` (rendered clips as before, and beside each a clip without a label, of which hidden
-parts are predicted: `elastivid.train.histograms`), `real` (labelled clips mixed in).
+in frames and frame size. A moving average of the weights is what gets kept. Stages: `heads` (what weights files lack,
+alone), `plain` (scenes without clutter, one token count: shapes and motions are learned sooner), `world` (rendered
+clips), `masked` (beside rendered clips as many without a label, of which hidden parts are predicted:
+`elastivid.train.histograms`), `real` (labelled clips mixed in).
 
 `masked` is a stage of this recipe and not one of its own because the encoder must stay in the space of the texts while
 it sees real clips: a trunk that was trained by itself leaves it.
@@ -59,6 +59,7 @@ PLAIN_TOKENS = 64
 FOLDS = 5
 SEEDS = {"plain": 0, "world": 1, "real": 2, "masked": 3, "heads": 4}  # scenes of a stage are those of no other
 EMA_DECAY = 0.998
+BEFORE_BLOCKS = ("patch_embed.*", "cls_token", "positions", "position_affine.*")
 CACHE_BYTES = 20 << 30
 TRAINED_TOKENS = (32, 512)  # fewest and most that `draw_points` draws
 POINTS = (  # what is evaluated: frames, side, tokens, width
@@ -79,7 +80,10 @@ class NanoConfig(RecipeConfig):
         masked_steps: steps of the stage `masked`; it needs `unlabelled` or `labelled`.
         real_steps: steps of the stage `real`; it needs `labelled`.
         masked_rate, real_rate: their learning rates.
+        masked_weight: of the loss of predictions in `masked`, beside that of captions.
         real_share: share of labelled clips in the batches of `real`.
+        frozen_blocks: first blocks of the video tower that `real` leaves as they are, with all that is before them: a
+            few hundred labelled clips teach its end what classes are called, and spoil its beginning.
         init: run, checkpoint, shipped name or weights file to start from.
         labelled: list or folder of labelled clips.
         unlabelled: list or folder of clips for `masked`, beside the labelled ones; their labels are not used.
@@ -102,7 +106,9 @@ class NanoConfig(RecipeConfig):
     real_steps: int = 0
     masked_rate: float = 6e-4
     real_rate: float = 6e-4
+    masked_weight: float = 3.0
     real_share: float = 0.4
+    frozen_blocks: int = 0
     init: Path | None = None
     labelled: Path | None = None
     unlabelled: Path | None = None
@@ -121,6 +127,9 @@ class NanoConfig(RecipeConfig):
             )
         if self.real_steps and self.labelled is None:
             raise ValueError("real_steps needs labelled, a list or folder of labelled clips")
+        depth = PRESETS["nano"].video.depth
+        if not 0 <= self.frozen_blocks <= depth:
+            raise ValueError(f"frozen_blocks must be 0 to {depth}, got {self.frozen_blocks}")
         if self.masked_steps and self.labelled is None and self.unlabelled is None:
             raise ValueError("masked_steps needs unlabelled or labelled, a list or folder of clips")
 
@@ -196,12 +205,16 @@ class Nano(Recipe):
         config = self.config
         plain, world = config.world_steps
         no_decoder = ("*", "!histograms.*")
+        blocks = [f"blocks.{number}.*" for number in range(config.frozen_blocks)]
+        kept = [*BEFORE_BLOCKS, *blocks] if blocks else []
+        above = (*no_decoder, *(f"!model.video.{name}" for name in kept))
+        heads = ("losses.*", "histograms.*") if config.masked_steps else ("losses.*",)
         made = (  # steps, rate, warm-up, share of the rate at the end, what trains
-            ("heads", config.head_steps, 1e-2, config.head_steps // 20, 0.05, ("losses.*",)),
+            ("heads", config.head_steps, 5e-3, config.head_steps // 20, 0.05, heads),
             ("plain", plain, 2e-3, plain // 5, 0.85, no_decoder),
             ("world", world, 1.7e-3, 0 if plain else world // 20, 0.01, no_decoder),
             ("masked", config.masked_steps, config.masked_rate, config.masked_steps // 10, 0.01, ("*",)),
-            ("real", config.real_steps, config.real_rate, config.real_steps // 20, 0.01, no_decoder),
+            ("real", config.real_steps, config.real_rate, config.real_steps // 20, 0.01, above),
         )
         shared: dict[str, Any] = {"ema_decay": EMA_DECAY, "betas": (0.9, 0.98)}
         return tuple(
@@ -223,7 +236,7 @@ class Nano(Recipe):
         )
         if stage.name == "real":
             return Mixture(scenes, self.clips)
-        if stage.name == "masked":
+        if self._predicts(stage):
             clips = ClipStream(self.every_clip, Shapes(config.shapes), config.batch_size, scenes.seed)
             return Beside(Mixture(scenes), clips)
         return Mixture(scenes)
@@ -242,14 +255,14 @@ class Nano(Recipe):
     def step(
         self, module: nn.Module, batch: Any, stage: Stage, draws: torch.Generator
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss at three points, in stage `plain` at one; in `masked` that of the clips is added."""
+        """The loss at three points, in stage `plain` at one, in `masked` at two, that of predictions added."""
         assert isinstance(module, WithHeads)
         if stage.name == "plain":
             return module.losses(module.model, batch, (OperatingPoint(tokens=PLAIN_TOKENS),))
         points = self._points(module.model, batch["frames"], draws)
-        loss, report = module.losses(module.model, batch, points)
-        if stage.name != "masked":
-            return loss, report
+        if not self._predicts(stage):
+            return module.losses(module.model, batch, points)
+        loss, report = module.losses(module.model, batch, points[::2])  # enough to remember
         clips = batch["clips"]["frames"].to(module.model.log_scale.device)
         base = int(torch.randint(2**31, (1,), generator=draws))
         seeds = [mixed(base, index) for index in batch["clips"]["indices"].tolist()]
@@ -257,7 +270,11 @@ class Nano(Recipe):
         assert dear.tokens is not None
         seen = (OperatingPoint(tokens=min(dear.tokens, tokens_of(clips) // 2)), cheap)
         predicted, parts = module.histograms(module.model.video, clips, module.model.transform, seeds, seen)
-        return loss + predicted, {**report, **parts}
+        return loss + self.config.masked_weight * predicted, {**report, **parts}
+
+    def _predicts(self, stage: Stage) -> bool:
+        """Whether there are clips beside the scenes."""
+        return stage.name == "masked" or (stage.name == "heads" and self.config.masked_steps > 0)
 
     def _points(self, model: FluxDual, frames: Tensor, draws: torch.Generator) -> tuple[OperatingPoint, ...]:
         """Dear, medium and cheap, for clips (B, T, S, S, 3)."""

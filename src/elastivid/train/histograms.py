@@ -1,18 +1,18 @@
 """The loss of clips without labels: say from a few tokens how every cell looks and moves.
 
-    visible    = K tubes of a drawn place each                     VideoMAE's mask, arXiv 2203.12602
-    prediction = decoder(encoder(visible), drawn cells)
-    loss       = mean over operating points of
-                     smooth-L1(hidden cells) + smooth-L1(visible cells)
+    visible = tokens in K / T tubes through all frames             VideoMAE's mask, arXiv 2203.12602
+    tokens  = norm(encoder(visible))
+    loss    = mean over operating points of
+                  smooth-L1(decoder(tokens, hidden cells), histograms of hidden cells)
+                + smooth-L1(linear(tokens), histograms of visible cells)
 
 What is predicted are histograms of gradients, flow and motion boundaries (`elastivid.layers.histograms`), brought to
 one scale per kind and clip: as in MaskFeat (arXiv 2112.09133), whose histograms are of gradients alone. A linear
 classifier on such histograms tells real actions apart better than one on `nano` (docs/benchmarks/actions.md).
 
 Where we depart: points draw token counts and widths, so that the encoder stays elastic; visible cells count as well,
-because flow is not in a cell, it has to be found by comparing tokens; only some cells are predicted, as in VideoMAE V2,
-which halves the cost of a step; and the decoder runs on the encoder's tokens with zeros in the channels that a width
-leaves out.
+because flow is not in a cell, it has to be found by comparing tokens; only some hidden cells are predicted, as in
+VideoMAE V2, which halves the cost of a step; and the decoder gets zeros in the channels that a width leaves out.
 
 Letters: B clips, T frames, S side in pixels, N cells, K visible, M predicted, D channels.
 """
@@ -26,22 +26,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elastivid.core.point import OperatingPoint
+from elastivid.core.tokens import Tokens
+from elastivid.layers.elastic import layer_norm
 from elastivid.layers.histograms import DIRECTIONS, KINDS, cell_histograms
 from elastivid.losses.masked import masked_regression, standardised_kinds
 from elastivid.models.fluxvit import FluxViT, FluxViTConfig
-from elastivid.models.videomae import DecoderConfig, MaskedDecoder, VideoMAEConfig, as_mask, initialise
+from elastivid.models.videomae import DecoderConfig, MaskedDecoder, VideoMAEConfig, complement, initialise
 from elastivid.select.masks import RandomTokens, RandomTubes
 from elastivid.train.order import mixed
 from elastivid.video.transforms import Transform
 
-PREDICTED = 160  # cells of a clip
+PREDICTED = 96  # hidden cells of a clip
 DECODER = DecoderConfig(
     embed_dim=96, depth=1, num_heads=3, output_dim=KINDS * DIRECTIONS, project_bias=True, positions="factorised"
 )
 
 
 class HistogramLoss(nn.Module):
-    """Holds the decoder and computes the loss.
+    """Holds the decoder and the linear layer and computes the loss.
 
     Args:
         encoder: sizes of the FluxViT.
@@ -60,6 +62,8 @@ class HistogramLoss(nn.Module):
             num_frames=encoder.num_frames,
             image_size=encoder.image_size,
         )
+        self.norm = nn.LayerNorm(self.dim)
+        self.seen = nn.Linear(self.dim, KINDS * DIRECTIONS)
         self.decoder = MaskedDecoder(sizes, decoder)
         initialise(self.decoder)
 
@@ -90,18 +94,24 @@ class HistogramLoss(nn.Module):
         for number, point in enumerate(points):
             own, tokens = [mixed(seed, number) for seed in seeds], encoder.embed(video, point)
             visible = RandomTubes(own).select(tokens, point.tokens)  # (B, K)
-            places = RandomTokens([seed + 1 for seed in own]).select(
-                tokens, min(PREDICTED, tokens.num_placed)
-            )  # (B, M)
+            hidden = drawn(complement(visible, tokens.num_placed), tokens, own)  # (B, M)
             out = encoder.encode(tokens.gather(visible), replace(point, tokens=None))
             assert out.tokens is not None
-            x = out.tokens.x[:, out.tokens.num_prefix :]  # (B, K, d)
+            x = layer_norm(out.tokens.x[:, out.tokens.num_prefix :], self.norm)  # (B, K, d)
             x = F.pad(x, (0, self.dim - x.shape[-1]))  # (B, K, D)
-            prediction = self.decoder(x, visible, places, tokens.grid)  # (B, M, 32)
-            wanted = target.gather(1, places[..., None].expand_as(prediction))  # (B, M, 32)
-            seen = as_mask(visible, target.shape[1]).gather(1, places)  # (B, M)
-            for name, counted in (("hidden", ~seen), ("seen", seen)):
-                part = masked_regression(prediction, wanted, counted, distance=F.smooth_l1_loss)
+            predictions = {
+                "hidden": (hidden, self.decoder(x, visible, hidden, tokens.grid)),
+                "seen": (visible, self.seen(x)),
+            }
+            for name, (places, prediction) in predictions.items():  # (B, M or K), (B, M or K, 32)
+                wanted = target.gather(1, places[..., None].expand_as(prediction))
+                part = masked_regression(prediction, wanted, distance=F.smooth_l1_loss)
                 report[f"{name}{number}"] = part.detach()
                 loss = loss + part / len(points)
         return loss, report
+
+
+def drawn(hidden: Tensor, tokens: Tokens, seeds: Sequence[int]) -> Tensor:
+    """`PREDICTED` of the hidden cells (B, N-K), or all where there are fewer: (B, M)."""
+    among = RandomTokens(seeds).select(tokens.gather(hidden), min(PREDICTED, hidden.shape[1]))
+    return hidden.gather(1, among)

@@ -30,7 +30,7 @@ from elastivid.data.synthetic import VideoFormat, sample_scene, write_video
 from elastivid.data.world import Scene
 from elastivid.evaluate.metrics import mean_class_accuracy, top_k_hits
 from elastivid.models.base import VideoEncoder
-from elastivid.models.classifier import ClassifierConfig, ClipClassifier
+from elastivid.models.classifier import ClassifierConfig, ClipClassifier, MotionReader
 from elastivid.planning.profile import cache_folder
 from elastivid.train.recipe import Recipe, RecipeConfig, Row
 from elastivid.video.transforms import Transform
@@ -297,11 +297,9 @@ class LabelledRecipe(Recipe):
         """The clips."""
 
     @torch.no_grad()
-    def solve(self, model: ClipClassifier, augmentation: Augmentation) -> None:
-        """Solve for the second reader, if there is one: words from the cubes of some clips, its layer from the test
-        views and as many augmented samples, mirrored ones too, of all clips (of at most `MOST_ROWS / 2V`)."""
-        if (reader := model.motion) is None:
-            return
+    def solve(self, model: ClipClassifier, reader: MotionReader, augmentation: Augmentation) -> None:
+        """Solve for the second reader of a model: words from the cubes of some clips, its layer from the test views and
+        as many augmented samples, mirrored ones too, of all clips (of at most `MOST_ROWS / 2V`)."""
         clips, config, views = self.parts.train, self.config, self.config.test_views
         clips = Clips(
             clips.entries, replace(clips.reading, augmentation=augmentation), clips.quarantine,

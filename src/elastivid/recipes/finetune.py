@@ -129,8 +129,8 @@ class Finetune(LabelledRecipe):
         module = classifier_of(self.config, self.parts.train.classes, drop_path=self.config.drop_path)
         if self.config.init is not None:
             load_weights(module, self.config.init)
-        else:
-            self.solve(module, self.parts.train.reading.augmentation)
+        elif module.motion is not None:
+            self.solve(module, module.motion, self.parts.train.reading.augmentation)
         return module
 
     def stages(self) -> tuple[Stage, ...]:

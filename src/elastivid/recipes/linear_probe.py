@@ -77,8 +77,8 @@ class LinearProbe(LabelledRecipe):
     def build(self) -> nn.Module:
         """The encoder and a head of zeros; the second reader, if there is one, as it stays."""
         module = classifier_of(self.config, self.parts.train.classes)
-        kept = directional(module.config.classes)
-        self.solve(module, Augmentation(flip=Flip(kept=kept)))
+        if module.motion is not None:
+            self.solve(module, module.motion, Augmentation(flip=Flip(kept=directional(module.config.classes))))
         return module
 
     def stages(self) -> tuple[Stage, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from elastivid.weights.load import load as load
     from elastivid.weights.load import load_asker as load_asker
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 _WHERE = {
     "Budget": "elastivid.core.budget",

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from elastivid.core.errors import PointError
 from elastivid.core.point import OperatingPoint
+from elastivid.layers.histograms import cubes
 from elastivid.models.adavid import PRESETS as ADAVID
 from elastivid.models.classifier import ClassifierConfig, ClipClassifier
 from elastivid.models.fluxvit import PRESETS as FLUXVIT
@@ -111,6 +112,21 @@ def test_two_readers_have_their_own_logits_and_their_product_is_the_answer():
     layer = sum(parameter.numel() for parameter in model.motion.parameters())
     without = classifier((1,)).cost(frames=4, size=70).parameter_bytes
     assert model.cost(frames=4, size=70).parameter_bytes == without + 4 * layer
+
+
+@torch.no_grad()
+def test_the_second_reader_sees_colours_in_full_precision():
+    transform = Transform(size=70, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    reader = ClassifierConfig(TINY, ("a", "b"), (), transform, 4, motion_words=3).build().eval().motion
+    draws = torch.Generator().manual_seed(1)
+    reader.vectors.fit(torch.rand(60, 4, 96, generator=draws), torch.rand(60, 3, generator=draws) - 0.5)
+    frames = torch.randint(256, (1, 4, 70, 70, 3), dtype=torch.uint8, generator=draws)
+    video = transform.normalised(frames)
+    wanted = reader.vectors(*cubes(frames.movedim(-1, 2) / 255, 14))
+    assert torch.allclose(reader.read(video), wanted, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = reader.read(video)
+    assert torch.equal(inside, reader.read(video))
 
 
 @pytest.mark.parametrize("count", [30, 2000])  # fewer rows than columns, and more

@@ -12,8 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from elastivid.app.cli import app
+from elastivid.data.augment import Augmentation, Flip
+from elastivid.models.classifier import MotionReader
 from elastivid.recipes import _labelled
-from elastivid.recipes._labelled import DataError, encoder_of, smoke_data
+from elastivid.recipes._labelled import DataError, classifier_of, encoder_of, smoke_data
 from elastivid.recipes.finetune import Finetune, FinetuneConfig
 from elastivid.recipes.linear_probe import LinearProbe
 from elastivid.train.stages import Stage
@@ -127,6 +129,31 @@ def test_the_second_reader_is_solved_before_training_and_kept(tmp_path):
     assert torch.equal(model.motion.layer.weight, start)
     assert model.head.weight.abs().sum() > 0
     assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "motion"}
+
+
+def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeypatch):
+    """Twice two views of nine clips, what is drawn mirrored where that is the augmentation; and of a few where many."""
+    given = []
+    monkeypatch.setattr(MotionReader, "solve", lambda self, rows, labels, views: given.append((rows, labels, views)))
+    recipe = LinearProbe(replace(LinearProbe.small().config, motion_words=4))
+    model = classifier_of(recipe.config, recipe.parts.train.classes).eval()
+    for augmentation in (Augmentation(), Augmentation(flip=Flip(1.0))):
+        recipe.solve(model, model.motion, augmentation)
+    (plain, labels, views), (mirrored, again, _) = given
+    count = len(recipe.parts.train)
+    assert plain.shape == (4 * count, model.motion.vectors.length)
+    assert views == 4
+    assert torch.equal(labels, again)
+    wanted = np.bincount([recipe.parts.train.label_of(i) for i in range(count)])
+    assert np.bincount(labels.numpy()).tolist() == (4 * wanted).tolist()
+    of_views = torch.arange(4 * count) % 4 < 2
+    assert torch.allclose(plain[of_views], mirrored[of_views])
+    assert not torch.allclose(plain[~of_views], mirrored[~of_views], atol=0.1)
+    monkeypatch.setattr(_labelled, "MOST_ROWS", 4 * 3)
+    recipe.solve(model, model.motion, Augmentation())
+    assert len(given[-1][0]) == 4 * 3
+    assert _labelled.evenly(7, 3) == [0, 2, 4]
+    assert _labelled.evenly(3, 7) == [0, 1, 2]
 
 
 def test_encoders_by_address(monkeypatch):

@@ -74,7 +74,6 @@ class FisherVectors(nn.Module):
         across = (second - 2 * first * self.mean + total * self.mean**2) * precision - total
         share = self.weight.sqrt().unsqueeze(-1)  # (C, K, 1)
         vector = torch.cat([up / share, across / (math.sqrt(2) * share)], dim=-1).flatten(2)  # (B, C, 2Kd)
-        vector = vector / z.shape[2]
         return F.normalize(vector.sign() * vector.abs().sqrt(), dim=-1).flatten(1)  # (B, C*2Kd)
 
     @torch.no_grad()

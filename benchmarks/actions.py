@@ -44,7 +44,7 @@ SHARED: dict[str, Any] = {
     "frames": 16,
     "size": 112,
     "short_side": 128,
-    "kept_frames": 16,
+    "kept_frames": 32,
     "blocks": (3,),
     "tokens": (64, 96, 128),
     "test_views": 2,
@@ -318,6 +318,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="key=value, with --inner: settings to try")
     parser.add_argument("--name", default="", help="appended to the name of a run with --inner")
     args = parser.parse_args()
+    if args.inner and INNER_FOLDS in (args.fold or ()):
+        parser.error(f"--inner has parts 0 to {INNER_FOLDS - 1}, got --fold {INNER_FOLDS}")
     if (args.set or args.name) and not args.inner:
         parser.error("--set and --name are for --inner alone: what is reported has the settings of this file")
     if args.what in ("probe", "tune"):

@@ -45,6 +45,8 @@ def test_frames_are_those_of_the_reader(video):
     assert times[25] == pytest.approx(1.0)
     with VideoReader(video) as reader:
         assert np.array_equal(part, reader.frames_at([25]).frames)
+    assert decoder.seconds(Entry(video)) == pytest.approx(4.0)
+    assert decoder.seconds(Entry(video, start_seconds=1.0, end_seconds=2.0)) == pytest.approx(1.0)
     decoder.close()
     assert len(decoder.read(Entry(video), lambda count: np.array([1]))) == 1
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torch.nn.functional import normalize
 
+from elastivid.core.errors import MissingExtraError
 from elastivid.layers.fisher import PLACE_WEIGHT, FisherVectors
 
 
@@ -73,6 +76,18 @@ def test_descriptors_that_are_all_alike_leave_no_infinity():
     vectors = FisherVectors(1, 6, words=2, dims=3)
     vectors.fit(torch.ones(20, 1, 6), torch.zeros(20, 3))
     assert torch.isfinite(vectors(torch.ones(1, 5, 1, 6), torch.zeros(1, 5, 3))).all()
+
+
+def test_scikit_learn_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    with pytest.raises(MissingExtraError, match="scikit-learn"):
+        FisherVectors(1, 6, words=2, dims=3).fit(torch.ones(20, 1, 6), torch.zeros(20, 3))
+
+
+def test_impossible_sizes_are_refused():
+    for words, dims in ((0, 4), (4, 7), (4, 0)):
+        with pytest.raises(ValueError, match=f"dims 1 to size 6, got {words} and {dims}"):
+            FisherVectors(1, 6, words, dims)
 
 
 def test_too_few_descriptors_are_refused():

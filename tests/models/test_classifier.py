@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from elastivid.core.errors import PointError
-from elastivid.core.point import OperatingPoint
+from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.layers.histograms import cubes
 from elastivid.models.adavid import PRESETS as ADAVID
 from elastivid.models.classifier import ClassifierConfig, ClipClassifier
@@ -19,6 +20,7 @@ from elastivid.models.fluxvit import PRESETS as FLUXVIT
 from elastivid.video.transforms import Transform
 
 TINY = FLUXVIT["tiny"]
+NEW = {"motion_words", "seconds"}  # what 0.3.0 did not know
 
 
 def classifier(blocks: tuple[int, ...] = (0, 2), encoder=TINY) -> ClipClassifier:
@@ -111,7 +113,28 @@ def test_two_readers_have_their_own_logits_and_their_product_is_the_answer():
     assert model.cost(frames=4, size=70).macs == plain + counter.get_total_flops() // 2
     layer = sum(parameter.numel() for parameter in model.motion.parameters())
     without = classifier((1,)).cost(frames=4, size=70).parameter_bytes
-    assert model.cost(frames=4, size=70).parameter_bytes == without + 4 * layer
+    assert model.cost(frames=4, size=70).parameter_bytes == without + 4 * layer + model.motion.vectors.num_bytes
+
+
+def test_clips_without_motion_to_read_are_refused():
+    model = ClassifierConfig(TINY, ("a", "b"), (), Transform(size=70), 4, motion_words=2).build().eval()
+    for shape in ((1, 1, 3, 70, 70), (1, 4, 3, 14, 70)):
+        with pytest.raises(PointError, match="it needs 2 frames of 28 pixels a side or more, got"):
+            model(torch.zeros(shape))
+
+
+def test_files_of_earlier_versions_are_read_or_refused_by_name():
+    values = {key: value for key, value in classifier((1,)).config.to_dict().items() if key not in NEW}
+    assert ClassifierConfig.from_dict({**values, "histograms": []}) == classifier((1,)).config
+    with pytest.raises(ValueError, match=r"histograms as version 0\.3\.0 did; train it again with motion_words=32"):
+        ClassifierConfig.from_dict({**values, "histograms": [3, 3, 3]})
+
+
+def test_windows_are_as_long_as_training_clips():
+    config = ClassifierConfig(TINY, ("a", "b"), (), Transform(size=70), 4)
+    assert config.sampling == Sampling(frames=4, size=70)
+    short = dataclasses.replace(config, seconds=1.5).sampling
+    assert (short.window_seconds, short.stride_seconds, short.frames, short.size) == (1.5, 0.75, 4, 70)
 
 
 @torch.no_grad()
@@ -147,8 +170,9 @@ def test_the_second_reader_is_solved_for(count):
 
 
 def test_impossible_configs_are_refused():
-    with pytest.raises(ValueError, match=r"motion_words must be 0 for none or more, got -1"):
-        ClassifierConfig(TINY, ("a", "b"), motion_words=-1)
+    for words, frames in ((-1, 8), (4, 1)):
+        with pytest.raises(ValueError, match=rf"motion_words must be 0 for none.*; got {words} for {frames} frames"):
+            ClassifierConfig(TINY, ("a", "b"), frames=frames, motion_words=words)
     with pytest.raises(ValueError, match="at least two classes with different names"):
         ClassifierConfig(TINY, ("a", "a"))
     with pytest.raises(ValueError, match=r"the encoder has blocks 0 to 2, got \(3,\)"):

@@ -126,6 +126,7 @@ def test_the_second_reader_is_solved_before_training_and_kept(tmp_path):
     train("finetune", tmp_path / "run", "motion_words=4", "epochs=2", "tokens=32")
     model = load_classifier(str(tmp_path / "run" / "model.safetensors"))
     assert model.config.motion_words == 4
+    assert model.config.seconds == pytest.approx(4.0, abs=0.1)
     assert torch.equal(model.motion.layer.weight, start)
     assert model.head.weight.abs().sum() > 0
     assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "motion"}
@@ -138,6 +139,7 @@ def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeyp
     recipe = LinearProbe(replace(LinearProbe.small().config, motion_words=4))
     model = classifier_of(recipe.config, recipe.parts.train.classes).eval()
     for augmentation in (Augmentation(), Augmentation(flip=Flip(1.0))):
+        recipe._solved = None
         recipe.solve(model, model.motion, augmentation)
     (plain, labels, views), (mirrored, again, _) = given
     count = len(recipe.parts.train)
@@ -149,9 +151,12 @@ def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeyp
     of_views = torch.arange(4 * count) % 4 < 2
     assert torch.allclose(plain[of_views], mirrored[of_views])
     assert not torch.allclose(plain[~of_views], mirrored[~of_views], atol=0.1)
-    monkeypatch.setattr(_labelled, "MOST_ROWS", 4 * 3)
     recipe.solve(model, model.motion, Augmentation())
-    assert len(given[-1][0]) == 4 * 3
+    assert len(given) == 2  # kept
+    recipe._solved = None
+    monkeypatch.setattr(_labelled, "MOST_BYTES", 3 * 4 * 4 * model.motion.vectors.length)
+    recipe.solve(model, model.motion, Augmentation())
+    assert len(given[-1][0]) == 3 * 4
     assert _labelled.evenly(7, 3) == [0, 2, 4]
     assert _labelled.evenly(3, 7) == [0, 1, 2]
 
@@ -177,5 +182,9 @@ def test_missing_data_is_named():
     for words, frames in ((-1, 8), (32, 1)):
         with pytest.raises(ValueError, match=rf"clips of 2 frames or more; got {words} for {frames} frames"):
             FinetuneConfig(motion_words=words, frames=frames)
+    with pytest.raises(ValueError, match=r"2 views of 32 frames need kept_frames of 64 or more, or 0 for all, got 32"):
+        FinetuneConfig(motion_words=32, frames=32)
+    with pytest.raises(DataError, match=r"motion_words=500: 500 words of 24 dims need at least 500 descriptors, got"):
+        LinearProbe(replace(LinearProbe.small().config, motion_words=500)).build()
     with pytest.raises(ValueError, match=r"sampling must be one of segments, uniform, dense, got 'random'"):
         FinetuneConfig(sampling="random")

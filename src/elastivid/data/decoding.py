@@ -89,6 +89,17 @@ class ClipDecoder:
         size = int(np.prod(shape))
         return np.frombuffer(self._child.memory, np.uint8, size).reshape(shape).copy()  # (T, H, W, 3)
 
+    def seconds(self, entry: Entry) -> float:
+        """How long a clip plays, from its first frame to its last and a frame more. Decodes nothing where the file
+        has an index of its packets.
+
+        Raises:
+            DecodingError, DecoderError: see `read`.
+        """
+        request = {"path": str(entry.path), "start": entry.start_seconds, "end": entry.end_seconds, "side": None}
+        self._ask(entry, request)
+        return float(self._ask(entry, {"seconds": True})["seconds"])
+
     def close(self) -> None:
         """End the process. The next `read` starts another one."""
         child, self._child = self._child, None
@@ -162,7 +173,10 @@ class _Server:
         while True:
             request = json.loads(self._connection.recv_bytes())
             try:
-                answer = self._span(**request) if "path" in request else self._frames(request["frames"])
+                if "path" in request:
+                    answer = self._span(**request)
+                else:
+                    answer = self._frames(request["frames"]) if "frames" in request else self._seconds()
             except (VideoError, IndexError, DecodingError) as error:
                 answer = {"error": str(error)}
             except MemoryError:
@@ -186,7 +200,15 @@ class _Server:
             count = (len(times) if end is None else int(np.searchsorted(times, end))) - self._first
         if count < 1:
             raise DecodingError(f"{path}: no frames between {start or 0} s and {'its end' if end is None else end}")
+        self._count = count
         return {"count": count}
+
+    def _seconds(self) -> dict[str, Any]:
+        """How long the frames play that were counted; the last as long as they do on average."""
+        assert self._reader is not None
+        times = self._reader.frame_times()[self._first : self._first + self._count]
+        played = float(times[-1] - times[0])
+        return {"seconds": played * len(times) / max(1, len(times) - 1)}
 
     def _frames(self, places: list[int]) -> dict[str, Any]:
         """Put frames into the shared memory."""

@@ -113,7 +113,7 @@ class WithHead(Classifier):
     def __init__(self, model: ClipClassifier | FluxClassifier, address: str) -> None:
         self.names, self.address, self.weights_id = model.config.classes, address, model.weights_id
         self.encoder, self.point = Logits(model, address), model.config.point
-        self.sampling = Sampling(frames=model.config.frames, size=model.config.transform.size)
+        self.sampling = model.config.sampling
 
     def probabilities(self, vectors: Tensor) -> Tensor:
         """Softmax of the logits."""

@@ -16,10 +16,13 @@ Letters: B clips, M descriptors of a clip, C kinds, S their size, d dims + 3, K 
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from elastivid.core.errors import MissingExtraError
 
 PLACE_WEIGHT = 3.0  # whitened descriptors have a deviation of 1, places of about 0.3
 LEAST_VARIANCE = 1e-3
@@ -27,13 +30,16 @@ ROUNDS, TOLERANCE = 200, 1e-2  # of expectation and maximisation: at most so man
 
 
 class FisherVectors(nn.Module):
-    """See the module's text. Zeros until `fit`.
+    """See the module's text. What it returns means nothing before `fit`.
 
     Args:
         kinds: C, kinds of descriptors; each has a basis and Gaussians of its own.
         size: S, numbers of a descriptor.
         words: K, Gaussians.
         dims: what descriptors are reduced to before places are added.
+
+    Raises:
+        ValueError: there are no words, or more dims than numbers.
     """
 
     centre: Tensor
@@ -44,6 +50,8 @@ class FisherVectors(nn.Module):
 
     def __init__(self, kinds: int, size: int, words: int, dims: int = 24) -> None:
         super().__init__()
+        if words < 1 or not 1 <= dims <= size:
+            raise ValueError(f"words must be 1 or more and dims 1 to size {size}, got {words} and {dims}")
         self.dims, self.words, width = dims, words, dims + 3
         self.register_buffer("centre", torch.zeros(kinds, size))
         self.register_buffer("basis", torch.zeros(kinds, size, dims))
@@ -55,6 +63,11 @@ class FisherVectors(nn.Module):
     def length(self) -> int:
         """Numbers of a vector."""
         return 2 * self.mean.numel()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of basis and Gaussians."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     def macs(self, descriptors: int) -> int:
         """Products of `forward` on so many descriptors of a clip: the basis, likelihoods, and both sums."""
@@ -86,29 +99,36 @@ class FisherVectors(nn.Module):
             seed: of the Gaussians' start.
 
         Raises:
+            MissingExtraError: scikit-learn is not installed.
             ValueError: there are fewer descriptors than Gaussians or than `dims`.
         """
-        from sklearn.mixture import GaussianMixture
-
+        try:
+            from sklearn.exceptions import ConvergenceWarning
+            from sklearn.mixture import GaussianMixture
+        except ImportError as error:
+            raise MissingExtraError("scikit-learn", "train") from error
         count = len(descriptors)
         if count < max(self.words, self.dims):
             raise ValueError(
                 f"{self.words} words of {self.dims} dims need at least {max(self.words, self.dims)} descriptors, got "
                 f"{count}; use fewer words or more clips"
             )
-        rows = descriptors.double().transpose(0, 1)  # (C, N, S)
-        self.centre.copy_(rows.mean(dim=1))
-        for kind, part in enumerate(rows - rows.mean(dim=1, keepdim=True)):
+        for kind, part in enumerate(descriptors.unbind(dim=1)):  # (N, S): one at a time, they are many
+            part = part.double()
+            self.centre[kind] = part.mean(dim=0)
+            part = part - part.mean(dim=0)
             values, vectors = torch.linalg.eigh(part.T @ part / count)  # ascending
             spread = values[-self.dims :].clamp(min=LEAST_VARIANCE * float(values[-1].clamp(min=1e-12))).sqrt()
             self.basis[kind] = (vectors[:, -self.dims :] / spread).flip(1)
         z = self._reduced(descriptors[None], places[None])[0]  # (C, N, d)
-        for kind, part in enumerate(z.double().cpu().numpy()):
+        for kind, part in enumerate(z.cpu().numpy()):
             mixture = GaussianMixture(
                 self.words, covariance_type="diag", reg_covar=LEAST_VARIANCE, max_iter=ROUNDS, tol=TOLERANCE,
                 init_params="k-means++", random_state=seed,
             )  # fmt: skip
-            mixture.fit(part)
+            with warnings.catch_warnings():  # the rounds are as many as are worth while
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                mixture.fit(part)
             self.weight[kind] = torch.from_numpy(mixture.weights_)
             self.mean[kind] = torch.from_numpy(mixture.means_)
             self.std[kind] = torch.from_numpy(mixture.covariances_).sqrt()

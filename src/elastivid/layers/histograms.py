@@ -31,6 +31,7 @@ KINDS = 4
 WINDOW = 5  # pixels a side over which flow is taken to be the same
 LEVELS = 3
 STEPS = 2  # of Lucas and Kanade's iteration at each level
+FLOATS_PER_PIXEL = 10  # of all frames, under way at the same time: measured from 8 x 112 to 16 x 224 pixels
 CUBE = 2  # cells a side of a cube
 CUBE_STEPS = 3
 CUBE_SIZE = CUBE_STEPS * CUBE**2 * DIRECTIONS  # numbers of a descriptor
@@ -76,7 +77,7 @@ def cell_histograms(video: Tensor, patch_size: int, *, shrink: int = 2) -> Tenso
 def cubes(video: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
     """Descriptors of small parts of a clip where most moves: what happens there, in three steps.
 
-        descriptor = sqrt(h / sum h),  h = mean squared cell histograms of 2 x 2 cells x 3 steps
+        descriptor = sqrt(h / (0.001 + sum h)),  h = mean squared cell histograms of 2 x 2 cells x 3 steps
 
     Cubes overlap: three steps take three fifths of the clip, one starts at every half step and at every cell. Of all
     of them the half with most flow is kept: what stands still is most of a clip, much alike, and would outnumber it.
@@ -86,8 +87,8 @@ def cubes(video: Tensor, patch_size: int) -> tuple[Tensor, Tensor]:
         patch_size: side of a cell in pixels.
 
     Returns:
-        (B, M, 4, 96) descriptors of M cubes by kind, each of unit length or 0 where nothing is there; (B, M, 3) where
-        they start in time, height and width, from -0.5 to 0.5.
+        (B, M, 4, 96) descriptors of M cubes by kind, each of unit length, shorter where next to nothing is there;
+        (B, M, 3) where they start in time, height and width, from -0.5 to 0.5.
 
     Raises:
         ValueError: see `cell_histograms`; or the clip is narrower than two cells.

@@ -6,9 +6,9 @@
 
 With `motion_words`, a second linear layer reads what moves where in the same frames: the Fisher vector of their
 histograms of gradients and flow (`elastivid.layers.histograms`, `elastivid.layers.fisher`). The logits are the sum of
-the two readers' log-probabilities: few labelled clips are not enough to learn motion from, so the two are wrong about
-different clips (docs/benchmarks/actions.md). That layer is not trained with the rest but solved for
-(`MotionReader.solve`): hundreds of clips are far too few for a descent on its thousands of weights a class.
+the two readers' log-probabilities. Few labelled clips are not enough to learn motion from: what it is worth beside the
+encoder, and the encoder beside it, stands in docs/benchmarks/actions.md. That layer is not trained with the rest but
+solved for (`MotionReader.solve`): hundreds of clips are far too few for a descent on its thousands of weights a class.
 
 Early blocks know more about real pictures than the last ones of an encoder that was trained for something else, and
 change says what moves: of a frozen encoder it is worth more than all the rest. Which blocks are read is part of the
@@ -36,17 +36,18 @@ from torch import Tensor, nn
 from elastivid.core.cost import Cost, linear_macs
 from elastivid.core.errors import PointError
 from elastivid.core.output import Output
-from elastivid.core.point import OperatingPoint
+from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.core.state import State
 from elastivid.core.tokens import Tokens
 from elastivid.layers.fisher import FisherVectors
-from elastivid.layers.histograms import CUBE_SIZE, KINDS, cubes, num_cubes
+from elastivid.layers.histograms import CUBE, CUBE_SIZE, FLOATS_PER_PIXEL, KINDS, cubes, num_cubes
 from elastivid.models.base import VideoEncoder
 from elastivid.models.towers import hash_of_tensors
 from elastivid.video.transforms import Transform
 
 RIDGE = 1.0
 SHARPNESS = 20.0
+SOLVED = 2048  # rows or columns at a time
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class ClassifierConfig:
         blocks: blocks whose tokens are read by their mean, spread and change, counted from 0.
         transform: what turns decoded frames into input; it travels with the weights.
         frames: frames of a clip that the head was trained on.
+        seconds: how long a typical clip of its training plays; windows of a video are as long. 0 where nobody knows.
         motion_words: Gaussians of the Fisher vectors that a second layer reads; 0 for none.
 
     Raises:
         ValueError: there are fewer than two classes, a name occurs twice, there is no such block, or `motion_words` is
-            negative.
+            negative or reads clips of one frame.
     """
 
     encoder: Any
@@ -72,6 +74,7 @@ class ClassifierConfig:
     transform: Transform = field(default_factory=Transform)
     frames: int = 8
     motion_words: int = 0
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("classes", "blocks"):
@@ -81,8 +84,19 @@ class ClassifierConfig:
         depth = self.encoder.depth
         if not all(0 <= block < depth for block in self.blocks):
             raise ValueError(f"the encoder has blocks 0 to {depth - 1}, got {self.blocks}")
-        if self.motion_words < 0:
-            raise ValueError(f"motion_words must be 0 for none or more, got {self.motion_words}")
+        if self.motion_words < 0 or (self.motion_words and self.frames < 2):
+            raise ValueError(
+                "motion_words must be 0 for none, or more for clips of 2 frames or more; got "
+                f"{self.motion_words} for {self.frames} frames"
+            )
+
+    @property
+    def sampling(self) -> Sampling:
+        """Windows of a video as it was trained on: each as long as a clip, half of it shared with the one before."""
+        plain = Sampling(frames=self.frames, size=self.transform.size)
+        if not self.seconds:
+            return plain
+        return dataclasses.replace(plain, window_seconds=self.seconds, stride_seconds=self.seconds / 2)
 
     def build(self) -> ClipClassifier:
         """An untrained classifier."""
@@ -93,6 +107,42 @@ class ClassifierConfig:
         """What is spent where nobody says otherwise: all there is."""
         return OperatingPoint()
 
+    @property
+    def sizes(self) -> list[int]:
+        """Of what the head reads: the embedding, the final tokens' mean, and three of every block."""
+        width = self.encoder.embed_dim
+        return [self._embedding_dim(), width] + [width] * (3 * len(self.blocks))
+
+    def _embedding_dim(self) -> int:
+        for name in ("pool_dim", "output_dim", "embed_dim"):
+            if hasattr(self.encoder, name):
+                return int(getattr(self.encoder, name))
+        raise TypeError(f"{type(self.encoder).__name__} names no size of its embedding")
+
+    def cost(
+        self, *, frames: int, size: int, tokens: int | None = None, width: int | tuple[int, ...] | None = None
+    ) -> Cost:
+        """Closed-form cost of one clip of `frames` squares of `size` pixels, float32. The second reader runs after the
+        encoder, so of their activations the larger counts."""
+        cost: Cost = self.encoder.cost(frames=frames, size=size, tokens=tokens, width=width)
+        inputs, classes, macs, parameters, activation = sum(self.sizes), len(self.classes), 0, 0, 0
+        if self.motion_words:
+            vectors = FisherVectors(KINDS, CUBE_SIZE, self.motion_words)
+            side = size // self.encoder.patch_size
+            inputs, parameters = inputs + vectors.length, vectors.num_bytes + 4 * classes
+            macs, activation = vectors.macs(num_cubes(frames, side, side)), self.reader_bytes(frames, size)
+        return dataclasses.replace(
+            cost,
+            macs=cost.macs + macs + linear_macs(1, inputs, classes),
+            parameter_bytes=cost.parameter_bytes + parameters + 4 * (inputs + 1) * classes,
+            activation_bytes=max(cost.activation_bytes, activation),
+        )
+
+    @staticmethod
+    def reader_bytes(frames: int, size: int) -> int:
+        """Most bytes that the second reader holds for one clip."""
+        return 4 * FLOATS_PER_PIXEL * frames * size**2
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; `from_dict` reverses it."""
         kind = type(self.encoder)
@@ -102,6 +152,8 @@ class ClassifierConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ClassifierConfig:
         """The config that `to_dict` described."""
         values = dict(values)
+        if values.pop("histograms", ()):
+            raise ValueError("it reads histograms as version 0.3.0 did; train it again with motion_words=32")
         family, name = values.pop("kind")
         encoder = getattr(import_module(f"elastivid.models.{family}"), name)(**values.pop("encoder"))
         return cls(encoder=encoder, transform=Transform.from_dict(values.pop("transform")), **values)
@@ -116,9 +168,7 @@ class ClipClassifier(nn.Module):
         self.encoder: VideoEncoder = config.encoder.build()
         for block in config.blocks:
             self._blocks()[block].register_forward_hook(_keep)
-        width = config.encoder.embed_dim
-        self.sizes = [self._embedding_dim(), width] + [width] * (3 * len(config.blocks))
-        total = sum(self.sizes)
+        total = sum(config.sizes)
         self.standard = nn.BatchNorm1d(total, affine=False)
         self.head = nn.Linear(total, len(config.classes))
         nn.init.zeros_(self.head.weight)
@@ -153,8 +203,14 @@ class ClipClassifier(nn.Module):
             "motion", the logits (B, K) of each, and `logits` are the sum of their log-probabilities.
 
         Raises:
-            PointError: the encoder lacks an axis of the point, or a state was given.
+            PointError: the encoder lacks an axis of the point, a state was given, or the second reader finds too few
+                frames or pixels.
         """
+        if self.motion is not None and (video.shape[1] < 2 or min(video.shape[-2:]) < CUBE * self.motion.patch_size):
+            raise PointError(
+                f"this classifier reads what moves: it needs 2 frames of {CUBE * self.motion.patch_size} pixels a side "
+                f"or more, got {video.shape[1]} of {video.shape[-2]}x{video.shape[-1]}"
+            )
         features = self.features(video, point=point, state=state)
         logits = self.classify(features)
         if self.motion is None:
@@ -186,20 +242,15 @@ class ClipClassifier(nn.Module):
             tokens = torch.cat(pieces)[:, prefix:].float()  # (B, N, d)
             spread = tokens.var(dim=1, unbiased=False).add(1e-6).sqrt()  # (B, d)
             parts += [tokens.mean(dim=1), spread, _change(tokens, earlier)]
-        fitted = [F.pad(part.float(), (0, size - part.shape[-1])) for part, size in zip(parts, self.sizes, strict=True)]
+        fitted = [
+            F.pad(part.float(), (0, size - part.shape[-1])) for part, size in zip(parts, self.config.sizes, strict=True)
+        ]
         return torch.cat(fitted, dim=-1)  # (B, F)
 
     def cost(self, *, frames: int, size: int, point: OperatingPoint | None = None) -> Cost:
         """Predicted cost of one clip of `frames` squares of `size` pixels."""
         point = point or OperatingPoint()
-        cost: Cost = self.config.encoder.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
-        layers = [self.head, *([self.motion.layer] if self.motion is not None else [])]
-        macs = sum(linear_macs(1, layer.in_features, layer.out_features) for layer in layers)
-        if self.motion is not None:
-            side = size // self.config.encoder.patch_size
-            macs += self.motion.vectors.macs(num_cubes(frames, side, side))
-        parameters = 4 * sum((layer.in_features + 1) * layer.out_features for layer in layers)
-        return dataclasses.replace(cost, macs=cost.macs + macs, parameter_bytes=cost.parameter_bytes + parameters)
+        return self.config.cost(frames=frames, size=size, tokens=point.tokens, width=point.width)
 
     def _blocks(self) -> nn.ModuleList:
         """The encoder's blocks, wherever it holds them."""
@@ -208,16 +259,9 @@ class ClipClassifier(nn.Module):
                 return module
         raise TypeError(f"{type(self.encoder).__name__} holds no blocks to read")
 
-    def _embedding_dim(self) -> int:
-        config = self.config.encoder
-        for name in ("pool_dim", "output_dim", "embed_dim"):
-            if hasattr(config, name):
-                return int(getattr(config, name))
-        raise TypeError(f"{type(config).__name__} names no size of its embedding")
-
 
 class MotionReader(nn.Module):
-    """A linear layer on the Fisher vector of what moves in a clip. Answers 0 until `learn_words` and `solve`."""
+    """A linear layer on the Fisher vector of what moves in a clip. Answers 0 until `vectors.fit` and `solve`."""
 
     mean: Tensor
     std: Tensor
@@ -266,14 +310,19 @@ class MotionReader(nn.Module):
             ridge: how much large weights cost.
             sharpness: what regressed class memberships are multiplied with to be logits.
         """
-        x, count = vectors.double(), self.layer.out_features  # (N, G)
-        y = F.one_hot(labels.long(), count).double()  # (N, K)
+        y = F.one_hot(labels.long(), self.layer.out_features).double()  # (N, K)
         y = y - y.mean(dim=0)
-        penalty = ridge * views * KINDS * torch.eye(min(x.shape), dtype=x.dtype, device=x.device)
-        if x.shape[0] <= x.shape[1]:
-            weight = x.T @ torch.linalg.solve(x @ x.T + penalty, y)  # (G, K)
+        few = vectors.shape[0] <= vectors.shape[1]
+        penalty = ridge * views * KINDS * torch.eye(min(vectors.shape), dtype=y.dtype, device=y.device)
+        for part in vectors.split(SOLVED, dim=1 if few else 0):  # so that only a part of them is held as float64
+            part = part.double()
+            penalty += part @ part.T if few else part.T @ part
+        if few:
+            found = torch.linalg.solve(penalty, y)  # (N, K)
+            weight = torch.cat([part.double().T @ found for part in vectors.split(SOLVED, dim=1)])  # (G, K)
         else:
-            weight = torch.linalg.solve(x.T @ x + penalty, x.T @ y)
+            products = zip(vectors.split(SOLVED), y.split(SOLVED), strict=True)
+            weight = torch.linalg.solve(penalty, sum(part.double().T @ wanted for part, wanted in products))
         self.layer.weight.copy_(sharpness * weight.T)
         self.layer.bias.zero_()
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from elastivid.core.cost import Cost
 from elastivid.core.output import Output
-from elastivid.core.point import OperatingPoint
+from elastivid.core.point import OperatingPoint, Sampling
 from elastivid.core.state import State
 from elastivid.models.fluxvit import FluxViT, FluxViTConfig
 from elastivid.models.towers import hash_of_tensors
@@ -74,6 +74,11 @@ class FluxClassifierConfig:
     def frames(self) -> int:
         """Frames of the position table."""
         return self.encoder.num_frames
+
+    @property
+    def sampling(self) -> Sampling:
+        """Windows of a video, with frames and size that the heads were trained at."""
+        return Sampling(frames=self.frames, size=self.transform.size)
 
     @property
     def point(self) -> OperatingPoint:

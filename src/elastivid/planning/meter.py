@@ -40,7 +40,7 @@ class RealMeter:
 
     def __init__(self, subject: Subject) -> None:
         self._model = subject.build()
-        self._fewest_frames = subject.tubelet_size
+        self._fewest_frames = subject.fewest_frames
         self._executors: dict[Runtime, Executor] = {}
         self.disturbed: list[float] = []
         self._last: Runtime | None = None

@@ -24,6 +24,7 @@ from elastivid.planning.timing import Work
 
 if TYPE_CHECKING:
     from elastivid.models.base import DualEncoder, VideoEncoder
+    from elastivid.models.classifier import ClassifierConfig
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FEWEST_SHARE = 16  # without `trained_tokens`, a plan keeps at least this part of the tokens of the native grid
@@ -58,6 +59,8 @@ class Subject:
         fewest_tokens: a plan keeps at least this many on the native grid.
         fronts: measured accuracies of these very weights.
         has_weights: whether the address names trained weights rather than a preset.
+        reader: config of the classifier in the file where it reads motion words, which cost time and memory of their
+            own; a head alone costs next to nothing.
     """
 
     address: str
@@ -67,17 +70,18 @@ class Subject:
     fewest_tokens: int
     fronts: tuple[Front, ...] = ()
     has_weights: bool = False
+    reader: ClassifierConfig | None = None
     _costs: dict[tuple[Any, ...], Cost] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def frames(self) -> int:
         """Frames of the grid it was made for."""
-        return int(self.config.num_frames)
+        return int(self.config.num_frames if self.reader is None else self.reader.frames)
 
     @property
     def size(self) -> int:
         """Side in pixels of the grid it was made for."""
-        return int(self.config.image_size)
+        return int(self.config.image_size if self.reader is None else self.reader.transform.size)
 
     @property
     def full_width(self) -> int:
@@ -99,8 +103,13 @@ class Subject:
         return int(getattr(self.config, "tubelet_size", 1))
 
     def whole_tubelets(self, frames: float) -> int:
-        """The number of frames nearest to `frames` that tubelets fill, at least one of them."""
-        return max(1, round(frames / self.tubelet_size)) * self.tubelet_size
+        """The number of frames nearest to `frames` that tubelets fill; at least one, or two where motion is read."""
+        return max(self.fewest_frames, round(frames / self.tubelet_size) * self.tubelet_size)
+
+    @property
+    def fewest_frames(self) -> int:
+        """A tubelet; what moves takes two frames to see."""
+        return max(self.tubelet_size, 1 if self.reader is None else 2)
 
     def require_grid(self, frames: int, size: int) -> None:
         """Refuse a grid that patches do not fill.
@@ -122,7 +131,7 @@ class Subject:
             axes: dict[str, Any] = {} if "tokens" not in self.axes else {"tokens": point.tokens}
             if point.width not in (None, self.full_width):
                 axes["width"] = point.width
-            self._costs[key] = self.config.cost(frames=frames, size=size, **axes)
+            self._costs[key] = (self.reader or self.config).cost(frames=frames, size=size, **axes)
         return self._costs[key]
 
     def activation_bytes(self, frames: int, size: int, point: OperatingPoint, runtime: Runtime) -> int:
@@ -139,6 +148,8 @@ class Subject:
             )
         else:
             peak = self.cost(frames, size, point).activation_bytes * share * runtime.batch
+        if self.reader is not None:
+            peak = max(peak, self.reader.reader_bytes(frames, size) * runtime.batch)
         return round((peak + 4 * 3 * frames * size**2 * runtime.batch) * runtime.workers)
 
     def work(self, frames: int, size: int, point: OperatingPoint) -> Work:
@@ -151,18 +162,24 @@ class Subject:
 
     @cached_property
     def key(self) -> str:
-        """Text that is equal for models that take the same time: the family and the sizes of the video tower."""
-        return json.dumps([type(self.config).__module__, asdict(self.config)], sort_keys=True)
+        """Text that is equal for models that take the same time: the family and the sizes of the video tower, and of a
+        reader of motion words and the grid it was made for."""
+        own = [] if self.reader is None else [self.reader.motion_words, self.frames, self.size]
+        return json.dumps([type(self.config).__module__, asdict(self.config), *own], sort_keys=True)
 
     def build(self) -> VideoEncoder | DualEncoder:
-        """The model in evaluation mode: with its weights where the address names some, else untrained."""
+        """The model in evaluation mode: with its weights where the address names some, else untrained. Of a classifier
+        the encoder alone, unless it reads motion words."""
+        from elastivid.evaluate.classifiers import Logits
         from elastivid.weights.classifier import is_classifier, load_classifier
         from elastivid.weights.load import build, load
 
         if not self.has_weights:
             model: Any = build(self.address)
         else:
-            model = load_classifier(self.address).encoder if is_classifier(self.address) else load(self.address)
+            model = load_classifier(self.address) if is_classifier(self.address) else load(self.address)
+            if is_classifier(self.address):
+                model = model.encoder if self.reader is None else Logits(model, self.address)
         return cast("VideoEncoder | DualEncoder", model.eval())
 
 
@@ -189,18 +206,21 @@ def describe(address: str) -> Subject:
 
 
 def _from_metadata(address: str, metadata: dict[str, Any]) -> Subject:
-    """The subject of the file of a dual encoder or of a classifier, whose head costs next to nothing."""
+    """The subject of the file of a dual encoder or of a classifier."""
     from elastivid.weights.classifier import config_of, describes_classifier
     from elastivid.weights.load import DUALS, family_of
 
+    reader: ClassifierConfig | None = None
     try:
         if describes_classifier(metadata):
-            config: Any = config_of(metadata).encoder
+            classifier: Any = config_of(metadata)
+            config: Any = classifier.encoder
+            reader = classifier if getattr(classifier, "motion_words", 0) else None
         else:
             family = family_of(metadata)
             kind = getattr(importlib.import_module(f"elastivid.models.{family}"), DUALS[family])
             config = kind.config_class.from_dict(metadata["config"]).video
-        subject = _from_config(address, config)
+        subject = replace(_from_config(address, config), reader=reader)
         widths = tuple(sorted({int(w) for w in metadata.get("trained_widths", ())} | {subject.full_width}))
         tokens = [int(count) for count in metadata.get("trained_tokens", ())]
         own = metadata.get("weights_id") or metadata.get("space_id")

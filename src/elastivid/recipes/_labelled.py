@@ -5,6 +5,7 @@ Letters: N clips, V views, T frames, S side in pixels, K classes.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,13 +16,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from elastivid.core.errors import ElastividError
 from elastivid.core.point import OperatingPoint
 from elastivid.data.augment import Augmentation
 from elastivid.data.cache import ClipCache
 from elastivid.data.clips import ClipReading, Clips
+from elastivid.data.decoding import DecodingError
 from elastivid.data.listing import Entry, classes_of, read_entries
 from elastivid.data.quarantine import Quarantine
 from elastivid.data.sampling import Dense, FrameSampling, Segments, Uniform
@@ -39,8 +41,9 @@ from elastivid.weights.load import ALIASES, DUALS, build, load, read_metadata, r
 
 Settings = TypeVar("Settings", bound="LabelledConfig")
 SAMPLINGS = ("segments", "uniform", "dense")
-WORD_CLIPS, WORD_CUBES = 2000, 200  # clips that motion words are learned from, and cubes of each
-MOST_ROWS = 40_000  # that a second reader is solved from: 1 GB of Fisher vectors of 32 words
+TIMED_CLIPS = 25
+WORD_CLIPS, WORD_CUBES = 2000, 100  # clips that motion words are learned from, and cubes of each
+MOST_BYTES = 1 << 29  # of Fisher vectors that a second reader is solved from
 
 
 class DataError(ElastividError, ValueError):
@@ -69,7 +72,8 @@ class LabelledConfig(RecipeConfig):
         max_left_out: share of clips that may be unreadable before the run stops.
         test_views, test_crops: choices of frames and places (1 or 3) of a test clip, whose probabilities are averaged.
         motion_words: Gaussians of the Fisher vectors of gradients and flow that are read beside the encoder, such as
-            32; 0 for none. Worth most where labelled clips are few and frames many. Solved for before training.
+            32; 0 for none. Worth most where labelled clips are few, and from 16 frames more than from 8. Solved for
+            before training.
 
     Raises:
         ValueError: a value is out of range.
@@ -106,6 +110,12 @@ class LabelledConfig(RecipeConfig):
             raise ValueError(
                 "motion_words must be 0 for none, or more for clips of 2 frames or more; got "
                 f"{self.motion_words} for {self.frames} frames"
+            )
+        needed = self.frames * self.test_views
+        if self.motion_words and 0 < self.kept_frames < needed:
+            raise ValueError(
+                f"motion between frames that occur twice is none: {self.test_views} views of {self.frames} frames need "
+                f"kept_frames of {needed} or more, or 0 for all, got {self.kept_frames}"
             )
 
     @property
@@ -205,13 +215,16 @@ def encoder_of(address: str) -> tuple[VideoEncoder, Transform]:
     return tower, getattr(model, "transform", None) or Transform(size=config.image_size)
 
 
-def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0) -> ClipClassifier:
+def classifier_of(
+    config: LabelledConfig, classes: Sequence[str], *, drop_path: float = 0.0, seconds: float = 0.0
+) -> ClipClassifier:
     """An encoder with a new head; a second reader is there, but not yet solved for.
 
     Args:
         config: names the encoder, the blocks and the motion words to read.
         classes: names of the classes.
         drop_path: of the encoder, where its family has it.
+        seconds: how long a clip is, see `typical_seconds`.
     """
     encoder, transform = encoder_of(config.model)
     inner: Any = encoder.config
@@ -219,9 +232,20 @@ def classifier_of(config: LabelledConfig, classes: Sequence[str], *, drop_path: 
         inner = replace(inner, drop_path=drop_path)
     transform = replace(transform, size=config.size, shortest_edge=config.size, patch_size=None, max_patches=None)
     blocks = (inner.depth // 2,) if config.blocks is None else config.blocks
-    made = ClassifierConfig(inner, tuple(classes), blocks, transform, config.frames, config.motion_words).build()
+    made = ClassifierConfig(
+        inner, tuple(classes), blocks, transform, config.frames, config.motion_words, round(seconds, 2)
+    ).build()
     made.encoder.load_state_dict(encoder.state_dict())
     return made
+
+
+def typical_seconds(clips: Clips) -> float:
+    """Median length of a few clips, spread evenly over the list; 0 where none can be read."""
+    found = []
+    for index in evenly(len(clips), TIMED_CLIPS):
+        with contextlib.suppress(DecodingError):  # whoever trains on it puts it on the list of those left out
+            found.append(clips.decoder.seconds(clips.entries[index]))
+    return float(np.median(found)) if found else 0.0
 
 
 def computing_in(config: LabelledConfig, device: torch.device) -> torch.autocast:
@@ -290,36 +314,56 @@ class LabelledRecipe(Recipe):
     """A recipe that trains a `ClipClassifier` on some labelled clips and scores it on others."""
 
     config: LabelledConfig
+    _solved: dict[str, Tensor] | None = None  # a run builds its model more than once
 
     @cached_property
     @abstractmethod
     def parts(self) -> Parts:
         """The clips."""
 
+    @cached_property
+    def seconds(self) -> float:
+        """How long a training clip is; 0 where samples are cut out of clips."""
+        return 0.0 if self.config.sampling == "dense" else typical_seconds(self.parts.train)
+
     @torch.no_grad()
     def solve(self, model: ClipClassifier, reader: MotionReader, augmentation: Augmentation) -> None:
         """Solve for the second reader of a model: words from the cubes of some clips, its layer from the test views and
-        as many augmented samples, mirrored ones too, of all clips (of at most `MOST_ROWS / 2V`)."""
+        as many augmented samples, mirrored ones too, of all clips, or of as many as fit into `MOST_BYTES`."""
+        if self._solved is not None:
+            reader.load_state_dict(self._solved)
+            return
         clips, config, views = self.parts.train, self.config, self.config.test_views
         clips = Clips(
             clips.entries, replace(clips.reading, augmentation=augmentation), clips.quarantine,
             classes=clips.classes, cache=clips.cache, decoder=clips.decoder,
         )  # fmt: skip
-        draws, found = torch.Generator().manual_seed(config.seed), []
-        for index in clips.usable(evenly(len(clips), WORD_CLIPS)):
-            frames = torch.from_numpy(clips.views(index, config.shape, views=views))
-            kinds, places = (part.flatten(0, 1) for part in reader.cubes(model.config.transform.normalised(frames)))
-            chosen = torch.randperm(len(kinds), generator=draws)[:WORD_CUBES]
-            found.append((kinds[chosen], places[chosen]))
-        descriptors, places = (torch.cat(parts) for parts in zip(*found, strict=True))
-        reader.vectors.fit(descriptors, places, seed=config.seed)
+        most = max(1, MOST_BYTES // (4 * reader.vectors.length * 2 * views))
+        print(f"motion words: learned and read in {min(len(clips), most)} clips", file=sys.stderr, flush=True)
+        try:
+            self._learn_words(model, reader, clips)
+        except ValueError as error:
+            raise DataError(f"motion_words={config.motion_words}: {error}") from error
         rows, labels = [], []
-        for number, index in enumerate(clips.usable(evenly(len(clips), MOST_ROWS // (2 * views)))):
+        for number, index in enumerate(clips.usable(evenly(len(clips), most))):
             drawn = [clips.draw(number * views + view, config.seed, config.shape) for view in range(views)]
             both = [*clips.views(index, config.shape, views=views), *(sample.frames for sample in drawn)]
             rows.append(reader.read(model.config.transform.normalised(torch.from_numpy(np.stack(both)))))  # (2V, G)
             labels += [clips.label_of(index)] * views + [sample.label for sample in drawn]
         reader.solve(torch.cat(rows), torch.tensor(labels), views=2 * views)
+        self._solved = {name: value.clone() for name, value in reader.state_dict().items()}
+
+    def _learn_words(self, model: ClipClassifier, reader: MotionReader, clips: Clips) -> None:
+        config, found = self.config, list[tuple[Tensor, Tensor]]()
+        draws = torch.Generator().manual_seed(config.seed)
+        for index in clips.usable(evenly(len(clips), WORD_CLIPS)):
+            frames = torch.from_numpy(clips.views(index, config.shape, views=config.test_views))
+            kinds, places = (part.flatten(0, 1) for part in reader.cubes(model.config.transform.normalised(frames)))
+            chosen = torch.randperm(len(kinds), generator=draws)[:WORD_CUBES]
+            found.append((kinds[chosen], places[chosen]))
+        if not found:
+            raise ValueError(f"none of the {len(clips)} clips can be read; see {clips.quarantine.file}")
+        reader.vectors.fit(torch.cat([k for k, _ in found]), torch.cat([p for _, p in found]), seed=config.seed)
 
     def evaluate(self, module: nn.Module) -> list[Row]:
         """A row per budget on the clips that were set apart."""

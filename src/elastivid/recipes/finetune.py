@@ -126,7 +126,9 @@ class Finetune(LabelledRecipe):
 
     def build(self) -> nn.Module:
         """The encoder and a head, from `init` if that is given."""
-        module = classifier_of(self.config, self.parts.train.classes, drop_path=self.config.drop_path)
+        module = classifier_of(
+            self.config, self.parts.train.classes, drop_path=self.config.drop_path, seconds=self.seconds
+        )
         if self.config.init is not None:
             load_weights(module, self.config.init)
         elif module.motion is not None:

@@ -76,7 +76,7 @@ class LinearProbe(LabelledRecipe):
 
     def build(self) -> nn.Module:
         """The encoder and a head of zeros; the second reader, if there is one, as it stays."""
-        module = classifier_of(self.config, self.parts.train.classes)
+        module = classifier_of(self.config, self.parts.train.classes, seconds=self.seconds)
         if module.motion is not None:
             self.solve(module, module.motion, Augmentation(flip=Flip(kept=directional(module.config.classes))))
         return module

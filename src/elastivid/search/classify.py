@@ -188,9 +188,8 @@ def plan_for_classes(
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
     found, _, _ = _listed(list(sources))
     sampling = None
-    if is_classifier(model):  # frames and size are those its head was trained on
-        config = config_of(read_metadata(resolve(model)))
-        sampling = Sampling(frames=config.frames, size=config.transform.size)
+    if is_classifier(model):  # windows, frames and size are those its head was trained on
+        sampling = config_of(read_metadata(resolve(model))).sampling
     return plan_for_files(model, [file.path for file in found], wanted, sampling=sampling, progress=progress)
 
 

@@ -23,6 +23,7 @@ Over several processes the loss of the patch head is a mean of means, all else e
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -95,7 +96,7 @@ class NanoConfig(RecipeConfig):
         scenes: scenes per attribute of an evaluation; compositions that training never draws.
 
     Raises:
-        ValueError: no steps at all, or steps on clips without clips.
+        ValueError: no steps at all, steps on clips without clips, or a value that is out of range.
     """
 
     batch_size: int = 96
@@ -130,6 +131,10 @@ class NanoConfig(RecipeConfig):
         depth = PRESETS["nano"].video.depth
         if not 0 <= self.frozen_blocks <= depth:
             raise ValueError(f"frozen_blocks must be 0 to {depth}, got {self.frozen_blocks}")
+        if not self.dear_tokens or min(self.dear_tokens) < 1:
+            raise ValueError(f"dear_tokens must be one or more counts of at least 1, got {self.dear_tokens}")
+        if self.masked_steps and min(frames for frames, _ in self.shapes) < 2:
+            raise ValueError(f"masked_steps needs shapes of 2 frames or more, got {self.shapes}")
         if self.masked_steps and self.labelled is None and self.unlabelled is None:
             raise ValueError("masked_steps needs unlabelled or labelled, a list or folder of clips")
 
@@ -303,7 +308,7 @@ def begin(module: WithHeads, init: Path) -> None:
     """Fill the model with that of a run, checkpoint or weights file; heads and decoder too where it holds them.
 
     Raises:
-        TrainingError: it lacks parts of the model, or they have other shapes.
+        TrainingError: it lacks parts of the model, or parts have other shapes.
         WeightsError: see `elastivid.weights.load.load`.
     """
     if str(init) in ALIASES or init.suffix == ".safetensors":
@@ -313,9 +318,13 @@ def begin(module: WithHeads, init: Path) -> None:
         found = state.get("average") or state["module"]
     wanted = module.state_dict()
     fitting = {name: value for name, value in found.items() if name in wanted and value.shape == wanted[name].shape}
-    absent = sorted(name for name in wanted if name.startswith("model.") and name not in fitting)
+    absent = sorted(name for name in wanted if name not in fitting)
+    unfit = [name for name in absent if name.startswith("model.") or name in found]
+    if unfit:
+        raise TrainingError(f"{init} is no start for nano; missing or of another shape: {', '.join(unfit[:5])}")
     if absent:
-        raise TrainingError(f"{init} is no start for nano; missing or of another shape: {', '.join(absent[:5])}")
+        print(f"{init} does not hold {', '.join(sorted({n.split('.')[0] for n in absent}))}: they start anew",
+              file=sys.stderr)  # fmt: skip
     module.load_state_dict({**wanted, **fitting})
 
 

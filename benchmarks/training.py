@@ -3,8 +3,9 @@
     python benchmarks/training.py [--kills 40] [--folder runs/benchmark]
 
 Writes docs/benchmarks/training.md. Kills: a run of 80 steps with a checkpoint after every second one is killed with
-SIGKILL at random moments of its life and resumed until it ends, seed after seed; its log, its last checkpoint and its
-model are compared bit for bit with a run that nobody killed. Processes: two processes with half the batch each against
+SIGKILL at random moments, most often after it wrote a checkpoint of its own, every other time while it writes a file if
+it can be caught at it, and resumed until it ends, seed after seed; its log, its last checkpoint and its model are
+compared bit for bit with a run that nobody killed. Processes: two processes with half the batch each against
 one with all of it (`tests/train/two_processes.py`). Loading: share of the time of a step that is spent waiting for
 samples, with one process preparing them beside the one that trains on one thread. About six minutes.
 """

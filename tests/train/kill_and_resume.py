@@ -1,4 +1,5 @@
-"""Trains in child processes that are killed at random moments, and goes on until a run is whole.
+"""Trains in child processes that are killed at random moments, every other one while it writes a file if it can be
+caught at it, and goes on until a run is whole.
 
     python kill_and_resume.py FOLDER KILLS SEED
 
@@ -13,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from tiny_recipe import TinyConfig, TinyRecipe
 from elastivid.train import checkpoint, log
 from elastivid.train.loop import train
 
-SHARE = 0.1  # of a whole run's time that a child gets at most: some kills come while files are written
+SHARE = 0.015  # of a whole run's time that a child gets at most after its first checkpoint, and again until it writes
+EARLY = 0.25  # of the children are killed as soon as that, without a checkpoint of their own
+PATIENCE_SECONDS = 30.0
 
 
 def child(folder: Path) -> None:
@@ -37,19 +41,38 @@ def recipe() -> TinyRecipe:
     return TinyRecipe(replace(TinyConfig(), steps=(20, 60), save_every=2, log_every=3, evaluate_every=10))
 
 
+def wait(until_true: Callable[[], bool], most_seconds: float) -> None:
+    """Until something is true, but no longer than so many seconds."""
+    end = time.monotonic() + most_seconds
+    while time.monotonic() < end and not until_true():
+        pass
+
+
+def saved(folder: Path) -> int:
+    """When the checkpoint was written, 0 where there is none."""
+    file = folder / checkpoint.LAST
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
 def main(folder: Path, kills: int, seed: int) -> None:
-    """Kill `kills` children at random moments, then let one end."""
+    """Kill `kills` children, then let one end."""
     rng = random.Random(seed)
     began = time.monotonic()
     train(recipe(), folder / "whole", device="cpu")
     whole_seconds = time.monotonic() - began
     while True:
+        run = folder / "killed"
+        before = saved(run)
         pid = os.fork()
         if pid == 0:
-            child(folder / "killed")
+            child(run)
             os._exit(0)
         if kills:
+            if rng.random() > EARLY:
+                wait(lambda: saved(run) != before, PATIENCE_SECONDS)  # noqa: B023
             time.sleep(rng.uniform(0.0, SHARE * whole_seconds))
+            if kills % 2:
+                wait(lambda: any(run.glob("*.partial")), SHARE * whole_seconds)  # noqa: B023
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status)

@@ -111,6 +111,7 @@ def test_two_readers_have_their_own_logits_and_their_product_is_the_answer():
     with FlopCounterMode(display=False) as counter:
         model.motion(x[:1])
     assert model.cost(frames=4, size=70).macs == plain + counter.get_total_flops() // 2
+    assert model.cost(frames=4, size=70).activation_bytes >= model.config.reader_bytes(4, 70) > 0
     layer = sum(parameter.numel() for parameter in model.motion.parameters())
     without = classifier((1,)).cost(frames=4, size=70).parameter_bytes
     assert model.cost(frames=4, size=70).parameter_bytes == without + 4 * layer + model.motion.vectors.num_bytes

@@ -22,6 +22,7 @@ from elastivid.evaluate.names import ClassesError, Names, labels_as_names, read_
 from elastivid.models.classifier import ClassifierConfig
 from elastivid.models.fluxvit import PRESETS
 from elastivid.models.towers import hash_of_tensors
+from elastivid.search.classify import plan_for_classes
 from elastivid.video.transforms import Transform
 from elastivid.weights.classifier import load_classifier, save_classifier
 from elastivid.weights.load import load
@@ -166,6 +167,15 @@ def test_wrong_names(headed):
         ZeroShot(load("nano"), Names())
     with pytest.raises(ClassesError, match="classes of its own"):
         open_classifier(str(headed), Names(("a", "b")))
+
+
+def test_plans_look_at_windows_as_training_did(folder, tmp_path):
+    config = ClassifierConfig(PRESETS["tiny"], COLOURS, (), Transform(size=56), frames=4, seconds=1.5)
+    path = tmp_path / "short.safetensors"
+    save_classifier(config.build().eval(), path, address="short@0", licence="MIT")
+    plan = plan_for_classes([folder], str(path), "1gmacs")
+    assert plan.sampling == config.sampling
+    assert ev.classify(folder / "red.mp4", model=str(path), plan=plan).files[0].windows > 4
 
 
 def test_a_damaged_file_of_a_classifier_is_refused(headed, tmp_path):

@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
+from peak import peak_bytes
 
 from elastivid.core.point import OperatingPoint, Runtime
 from elastivid.models.fluxvit import FluxViTConfig
 from elastivid.planning.run import Executor
 from elastivid.planning.subject import describe
-
-
-def peak_bytes(run) -> int:
-    """Most bytes that were allocated at the same time while `run()` ran, above what was there before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        run()
-    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return most
 
 
 @pytest.fixture(scope="module")

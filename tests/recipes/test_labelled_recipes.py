@@ -30,10 +30,11 @@ def cache(tmp_path_factory, monkeypatch) -> Path:
     return folder
 
 
-def train(name: str, out: Path, *settings: str, smoke: bool = True) -> str:
+def train(name: str, out: Path, *settings: str, smoke: bool = True, resume: bool = False) -> str:
     """Run `elastivid train`; what it printed."""
     options = [part for setting in settings for part in ("--set", setting)]
     arguments = ["train", name, "--out", str(out), "--device", "cpu", *(["--smoke"] if smoke else []), *options]
+    arguments += ["--resume"] if resume else []
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
@@ -119,9 +120,12 @@ def test_steps_depend_on_their_draws_alone():
     assert Finetune(replace(recipe.config, blocks=())).build().num_features < module.num_features
 
 
-def test_the_second_reader_is_solved_before_training_and_kept(tmp_path):
+def test_the_second_reader_is_solved_before_training_and_kept(tmp_path, monkeypatch):
     config = replace(Finetune.small().config, motion_words=4)
-    start = Finetune(config).build().motion.layer.weight
+    recipe = Finetune(config)
+    module = recipe.build()
+    recipe.begin(module)
+    start = module.motion.layer.weight
     assert start.abs().sum() > 0
     train("finetune", tmp_path / "run", "motion_words=4", "epochs=2", "tokens=32")
     model = load_classifier(str(tmp_path / "run" / "model.safetensors"))
@@ -130,6 +134,12 @@ def test_the_second_reader_is_solved_before_training_and_kept(tmp_path):
     assert torch.equal(model.motion.layer.weight, start)
     assert model.head.weight.abs().sum() > 0
     assert set(model(torch.randn(1, 4, 3, 56, 56)).taps) == {"encoder", "motion"}
+    (tmp_path / "run" / "model.safetensors").unlink()
+    monkeypatch.setattr(_labelled.LabelledRecipe, "solve", None)  # a resumed run finds nothing out again
+    train("finetune", tmp_path / "run", "motion_words=4", "epochs=2", "tokens=32", resume=True)
+    again = load_classifier(str(tmp_path / "run" / "model.safetensors"))
+    assert torch.equal(again.motion.layer.weight, start)
+    assert again.weights_id == model.weights_id
 
 
 def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeypatch):
@@ -139,7 +149,6 @@ def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeyp
     recipe = LinearProbe(replace(LinearProbe.small().config, motion_words=4))
     model = classifier_of(recipe.config, recipe.parts.train.classes).eval()
     for augmentation in (Augmentation(), Augmentation(flip=Flip(1.0))):
-        recipe._solved = None
         recipe.solve(model, model.motion, augmentation)
     (plain, labels, views), (mirrored, again, _) = given
     count = len(recipe.parts.train)
@@ -151,9 +160,6 @@ def test_the_second_reader_is_solved_from_test_views_and_as_many_samples(monkeyp
     of_views = torch.arange(4 * count) % 4 < 2
     assert torch.allclose(plain[of_views], mirrored[of_views])
     assert not torch.allclose(plain[~of_views], mirrored[~of_views], atol=0.1)
-    recipe.solve(model, model.motion, Augmentation())
-    assert len(given) == 2  # kept
-    recipe._solved = None
     monkeypatch.setattr(_labelled, "MOST_BYTES", 3 * 4 * 4 * model.motion.vectors.length)
     recipe.solve(model, model.motion, Augmentation())
     assert len(given[-1][0]) == 3 * 4
@@ -184,7 +190,9 @@ def test_missing_data_is_named():
             FinetuneConfig(motion_words=words, frames=frames)
     with pytest.raises(ValueError, match=r"2 views of 32 frames need kept_frames of 64 or more, or 0 for all, got 32"):
         FinetuneConfig(motion_words=32, frames=32)
+    recipe = LinearProbe(replace(LinearProbe.small().config, motion_words=500))
+    module = recipe.build()
     with pytest.raises(DataError, match=r"motion_words=500: 500 words of 24 dims need at least 500 descriptors, got"):
-        LinearProbe(replace(LinearProbe.small().config, motion_words=500)).build()
+        recipe.begin(module)
     with pytest.raises(ValueError, match=r"sampling must be one of segments, uniform, dense, got 'random'"):
         FinetuneConfig(sampling="random")

@@ -60,8 +60,8 @@ def main(folder: Path, kills: int, seed: int) -> None:
     began = time.monotonic()
     train(recipe(), folder / "whole", device="cpu")
     whole_seconds = time.monotonic() - began
+    run = folder / "killed"
     while True:
-        run = folder / "killed"
         before = saved(run)
         pid = os.fork()
         if pid == 0:
@@ -69,10 +69,10 @@ def main(folder: Path, kills: int, seed: int) -> None:
             os._exit(0)
         if kills:
             if rng.random() > EARLY:
-                wait(lambda: saved(run) != before, PATIENCE_SECONDS)  # noqa: B023
+                wait(lambda before=before: saved(run) != before, PATIENCE_SECONDS)
             time.sleep(rng.uniform(0.0, SHARE * whole_seconds))
             if kills % 2:
-                wait(lambda: any(run.glob("*.partial")), SHARE * whole_seconds)  # noqa: B023
+                wait(lambda: any(run.glob("*.partial")), SHARE * whole_seconds)
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         killed = os.WIFSIGNALED(status)

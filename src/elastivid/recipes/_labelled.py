@@ -314,7 +314,6 @@ class LabelledRecipe(Recipe):
     """A recipe that trains a `ClipClassifier` on some labelled clips and scores it on others."""
 
     config: LabelledConfig
-    _solved: dict[str, Tensor] | None = None  # a run builds its model more than once
 
     @cached_property
     @abstractmethod
@@ -330,9 +329,6 @@ class LabelledRecipe(Recipe):
     def solve(self, model: ClipClassifier, reader: MotionReader, augmentation: Augmentation) -> None:
         """Solve for the second reader of a model: words from the cubes of some clips, its layer from the test views and
         as many augmented samples, mirrored ones too, of all clips, or of as many as fit into `MOST_BYTES`."""
-        if self._solved is not None:
-            reader.load_state_dict(self._solved)
-            return
         clips, config, views = self.parts.train, self.config, self.config.test_views
         clips = Clips(
             clips.entries, replace(clips.reading, augmentation=augmentation), clips.quarantine,
@@ -351,7 +347,6 @@ class LabelledRecipe(Recipe):
             rows.append(reader.read(model.config.transform.normalised(torch.from_numpy(np.stack(both)))))  # (2V, G)
             labels += [clips.label_of(index)] * views + [sample.label for sample in drawn]
         reader.solve(torch.cat(rows), torch.tensor(labels), views=2 * views)
-        self._solved = {name: value.clone() for name, value in reader.state_dict().items()}
 
     def _learn_words(self, model: ClipClassifier, reader: MotionReader, clips: Clips) -> None:
         config, found = self.config, list[tuple[Tensor, Tensor]]()

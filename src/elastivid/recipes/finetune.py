@@ -131,9 +131,13 @@ class Finetune(LabelledRecipe):
         )
         if self.config.init is not None:
             load_weights(module, self.config.init)
-        elif module.motion is not None:
-            self.solve(module, module.motion, self.parts.train.reading.augmentation)
         return module
+
+    def begin(self, module: nn.Module) -> None:
+        """Solve for the second reader, unless `init` brought one."""
+        assert isinstance(module, ClipClassifier)
+        if module.motion is not None and self.config.init is None:
+            self.solve(module, module.motion, self.parts.train.reading.augmentation)
 
     def stages(self) -> tuple[Stage, ...]:
         """One: everything that a classifier uses, but for the layer that was solved for."""

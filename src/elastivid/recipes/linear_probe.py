@@ -77,9 +77,13 @@ class LinearProbe(LabelledRecipe):
     def build(self) -> nn.Module:
         """The encoder and a head of zeros; the second reader, if there is one, as it stays."""
         module = classifier_of(self.config, self.parts.train.classes, seconds=self.seconds)
+        return module
+
+    def begin(self, module: nn.Module) -> None:
+        """Solve for the second reader, if there is one."""
+        assert isinstance(module, ClipClassifier)
         if module.motion is not None:
             self.solve(module, module.motion, Augmentation(flip=Flip(kept=directional(module.config.classes))))
-        return module
 
     def stages(self) -> tuple[Stage, ...]:
         """One: the head."""

@@ -124,7 +124,7 @@ def train(
     if begins is not None and accelerator.is_main_process:
         begins()
     try:
-        run = Run(recipe, folder, accelerator, progress, should_stop)
+        run = Run(recipe, folder, accelerator, progress, should_stop, is_new=not goes_on)
     except Exception:
         if is_new and accelerator.is_main_process:
             forget_run(folder)  # nothing was trained, and the next try may have other settings
@@ -150,6 +150,8 @@ class Run:
         accelerator: Accelerator,
         progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        *,
+        is_new: bool = True,
     ) -> None:
         self.recipe, self.config, self.folder, self.accelerator = recipe, recipe.config, folder, accelerator
         self.progress, self.should_stop = progress, should_stop
@@ -159,6 +161,8 @@ class Run:
             raise TrainingError(f"a recipe needs stages with different names, got {names}")
         seed_everything(self.config.seed)
         self.module = recipe.build()
+        if is_new:
+            recipe.begin(self.module)
         if not self.config.sharded:
             self.module = self.module.to(accelerator.device)
         self.trainable = [name for name, p in self.module.named_parameters() if p.requires_grad]

@@ -120,6 +120,10 @@ class Recipe(ABC):
     def build(self) -> nn.Module:
         """Everything that is trained, heads included, on the CPU. Global generators are seeded before the call."""
 
+    def begin(self, module: nn.Module) -> None:  # noqa: B027
+        """What a new run finds out before its first step, on the CPU; a resumed one has it in its checkpoint. Nothing
+        by default."""
+
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
         """The stages, in order. A parameter that two stages in a row train keeps its moments."""
